@@ -1,0 +1,43 @@
+# Everything here needs only make and Python 3.11 or newer: make PYTHON=python3.12 picks another one.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED := .venv/.installed
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" pyproject.toml
+.DEFAULT_GOAL := help
+.PHONY: help venv run test fast check lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## make .venv with everything pinned, by hash (the other targets do it when needed)
+
+$(INSTALLED): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" * (sys.version_info < (3, 11)) or 0)'
+	@echo "Making .venv (about a minute the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@awk '/^[^ ]/ { keep = /^uv==/ } keep' requirements-dev.txt > .venv/uv.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt
+	@uv pip install --quiet --python .venv/bin/python --require-hashes --requirement requirements-dev.txt
+	@uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(INSTALLED) ## Airflow, the sandbox and 100,000 example people; ONCE=1 ends when everyone is settled
+	@.venv/bin/python scripts/run.py $(if $(ONCE),--once)
+
+test: $(INSTALLED) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
+	@pytest -n 2 $(T)
+
+fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
+	@pytest tests/core tests/flow tests/store -m "not slow" -k "not postgres" $(T)
+
+check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
+	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile
+
+lock: $(INSTALLED) ## pin the dependencies named in pyproject.toml (U=--upgrade takes the newest)
+	$(COMPILE) --extra dev --output-file requirements-dev.txt $(U)
+	$(COMPILE) --extra build --constraint requirements-dev.txt --output-file requirements.txt $(U)
+
+clean: ## remove what was made here, .venv included
+	rm -rf .venv var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find plugins dags scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+"""
+### Criteo Audience Sync
+
+Takes people who enter a segment to their Criteo contact lists, within seconds.
+
+`wait_for_people` looks at all canvases (`include/canvases/*.yaml`) once a second from the triggerer and holds no
+worker slot. `upload` then reads the new people into the ledger and sends them, side by side, inside Criteo's rate
+limit, until both are dry for one flush interval. The next run begins to wait at once.
+
+People whose upload fails stay pending and are tried again: soon by this DAG, later by `criteo_audience_retry`, for
+up to 13 hours.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG
+
+from criteo_provider.operators.upload import CriteoAudienceUploadOperator
+from criteo_provider.sensors.segment import SegmentEntrySensor
+
+with DAG(
+    "criteo_audience_sync",
+    description="People who enter a segment are in their Criteo contact list seconds later.",
+    schedule="@continuous",
+    start_date=datetime(2025, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    tags=["criteo", "audience-sync"],
+    doc_md=__doc__,
+):
+    SegmentEntrySensor(task_id="wait_for_people") >> CriteoAudienceUploadOperator(task_id="upload", role="fresh")

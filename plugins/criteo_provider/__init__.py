@@ -1,0 +1,100 @@
+"""Criteo Audience Sync for Apache Airflow: take people from your own segments to Criteo contact lists."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_INTEGRATION = "Criteo"
+
+
+def get_provider_info() -> dict[str, object]:
+    """Describe this provider to Airflow's provider manager (found through the `apache_airflow_provider` entry point).
+
+    Returns a mapping in the shape of Airflow's `provider_info.schema.json`; names modules only, imports none.
+    """
+    return {
+        "package-name": "criteo-audience-sync",
+        "name": "Criteo Audience Sync",
+        "description": "Take people from a data team's own segments to Criteo contact lists.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://developers.criteo.com/marketing-solutions/docs/onboard-audiences",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": _modules("criteo_provider.hooks.criteo"),
+        "triggers": _modules("criteo_provider.triggers.segment"),
+        "sensors": _modules("criteo_provider.sensors.segment"),
+        "operators": _modules("criteo_provider.operators.upload"),
+        "connection-types": [_connection_type()],
+        "asset-uris": [{"schemes": ["criteo"], "handler": "criteo_provider.hooks.assets.tidy_uri"}],
+        "plugins": [{"name": "criteo_audience_sync", "plugin-class": "criteo_provider.ui.plugin.CriteoPlugin"}],
+        "cli": ["criteo_provider.cli.definition.get_cli_commands"],
+        "config": {"criteo": _config_section()},
+    }
+
+
+def _modules(module: str) -> list[dict[str, object]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [module]}]
+
+
+def _connection_type() -> dict[str, object]:
+    return {
+        "connection-type": "criteo",
+        "hook-class-name": "criteo_provider.hooks.criteo.CriteoHook",
+        "hook-name": "Criteo",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "port"],
+            "relabeling": {"login": "Client ID", "password": "Client secret", "host": "API base URL"},
+            "placeholders": {"host": "https://api.criteo.com", "login": "from your application at developers.criteo.com"},
+        },
+        "conn-fields": {
+            "api_version": {
+                "label": "API version",
+                "description": "Which version of Criteo's Marketing Solutions API is called.",
+                "schema": {"type": "string", "default": "2026-07", "pattern": r"^\d{4}-\d{2}$"},
+            },
+            "requests_per_minute": {
+                "label": "Requests per minute",
+                "description": "Criteo's limit for this application, shared by everything that uses it.",
+                "schema": {"type": "integer", "default": 250, "minimum": 1, "maximum": 250},
+            },
+            "allowed_ad_accounts": {
+                "label": "Allowed ad accounts",
+                "description": "Ids separated by commas; canvases may use no others. Empty: every ad account "
+                "that has given consent.",
+                "schema": {"type": ["string", "null"]},
+            },
+        },
+    }
+
+
+def _config_section() -> dict[str, object]:
+    return {
+        "description": "Where Criteo Audience Sync keeps its ledger and finds its canvases.",
+        "options": {
+            "ledger_connection": _option(
+                "Id of the PostgreSQL connection that holds the ledger. Once set here it must exist. Empty: "
+                "the connection ``criteo_ledger`` if there is one, else the SQLite file below.",
+            ),
+            "ledger_path": _option(
+                "The SQLite file of the ledger where there is no ledger connection; one machine and "
+                "LocalExecutor only. Empty: ``$AIRFLOW_HOME/criteo/ledger.db``.",
+            ),
+            "include_folder": _option(
+                "The folder with ``canvases/`` and ``segments/``. Empty: ``include`` beside the dags folder.",
+            ),
+        },
+    }
+
+
+def _option(description: str) -> dict[str, object]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": None,
+        "default": "",
+    }

@@ -1,0 +1,146 @@
+"""What the commands of `airflow criteo` do: print for people, answer scripts by exit code (0 good, 1 not good)."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from airflow.cli.simple_table import AirflowConsole
+from airflow.utils.cli import suppress_logs_and_warning
+from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+
+from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.hooks.airflow_inside import become_server
+from criteo_provider.hooks.surroundings import open_house
+
+if TYPE_CHECKING:
+    from criteo_provider.wiring import House
+
+P = ParamSpec("P")
+
+
+def _command(act: Callable[P, bool]) -> Callable[P, None]:
+    """Run ``act`` as a command: it sees the UI's connections, speaks in sentences, and False is exit code 1."""
+
+    @wraps(act)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        become_server()
+        try:
+            good = act(*args, **kwargs)
+        except CriteoSyncError as error:
+            print(error, file=sys.stderr)
+            good = False
+        if not good:
+            raise SystemExit(1)
+
+    return suppress_logs_and_warning(providers_configuration_loaded(run))
+
+
+@_command
+def accounts_check(args: Namespace) -> bool:
+    """Say in one sentence whether Criteo lets the connection in."""
+    with closing(open_house()) as house:
+        verdict = house.check_access(args.conn_id)
+    print(verdict.sentence)
+    return verdict.ok
+
+
+@_command
+def accounts_list(args: Namespace) -> bool:
+    """List the ad accounts that gave consent to the connection's application."""
+    with closing(open_house()) as house:
+        allowed = house.around.criteo(args.conn_id).allowed_ad_accounts
+        rows = [
+            {
+                "ad_account": account.id,
+                "name": account.name,
+                "canvases_may_use_it": "yes" if not allowed or account.id in allowed else "no",
+            }
+            for account in house.ad_accounts(args.conn_id)
+        ]
+    AirflowConsole().print_as(rows, output=args.output)
+    return True
+
+
+@_command
+def db_upgrade(_args: Namespace) -> bool:
+    """Bring the ledger's tables up to date."""
+    with closing(open_house()) as house:
+        print(house.upgrade())
+    return True
+
+
+@_command
+def db_check(_args: Namespace) -> bool:
+    """Prove the laws of the ledger."""
+    with closing(open_house()) as house:
+        violated = house.prove()
+    for law in violated:
+        print(law)
+    print("The numbers do not add up." if violated else "All laws hold: the numbers add up.")
+    return not violated
+
+
+@_command
+def status(args: Namespace) -> bool:
+    """Show the seven metrics of each step."""
+    with closing(open_house()) as house:
+        rows = [numbers_row(step) for step in house.numbers() if args.canvas in (None, step.canvas)]
+    AirflowConsole().print_as(rows, output=args.output)
+    return True
+
+
+@_command
+def preflight(args: Namespace) -> bool:
+    """Check everything people need to be synced: one line each."""
+    good = True
+    with closing(open_house()) as house:
+        for fine, line in _preflight(house, args.canvas):
+            print(f"{'ok  ' if fine else 'FAIL'}  {line}")
+            good = good and fine
+    return good
+
+
+def sandbox(args: Namespace) -> None:
+    """Run the sandbox until Ctrl-C."""
+    from criteo_provider.sandbox.__main__ import main
+
+    raise SystemExit(main(["--port", str(args.port)]))
+
+
+def numbers_row(step: Any) -> dict[str, Any]:
+    """Return the numbers of one step as a row under the names people read."""
+    return {
+        "canvas": step.canvas,
+        "step": step.step,
+        "audience": step.audience,
+        "operation": str(step.operation),
+        "entered": step.entered,
+        "proceeded": step.proceeded,
+        "synced": step.synced,
+        "not_synced": step.not_synced,
+        "pending": step.pending,
+        "errored": step.errored,
+        "exited": step.exited,
+    }
+
+
+def _preflight(house: House, canvas: str | None) -> Iterator[tuple[bool, str]]:
+    yield True, house.upgrade()
+    problems = [problem for problem in house.canvases.problems if canvas in (None, problem.file.stem)]
+    for problem in problems:
+        yield False, str(problem)
+    chosen = [each for each in house.canvases.canvases if canvas in (None, each.id)]
+    for each in chosen:
+        yield True, f"canvas {each.id}: {each.name}"
+    if not chosen and not problems:
+        yield False, f"canvas {canvas}: there is no such file" if canvas else "there is no canvas in include/canvases"
+    for problem in house.waiting().problems:
+        yield False, problem
+    for conn_id in sorted({each.connection for each in chosen}):
+        verdict = house.check_access(conn_id)
+        yield verdict.ok, f"connection {conn_id}: {verdict.sentence}"

@@ -1,0 +1,84 @@
+"""The commands of `airflow criteo`; what they do is imported only when one is called."""
+
+from __future__ import annotations
+
+from airflow.cli.cli_config import (
+    ARG_OUTPUT,
+    ActionCommand,
+    Arg,
+    CLICommand,
+    GroupCommand,
+    lazy_load_command,
+    positive_int,
+)
+
+_CONN_ID = Arg(
+    ("--conn-id",), default="criteo_default", help="Airflow connection of type criteo (default: criteo_default)"
+)
+_CANVAS = Arg(("canvas",), nargs="?", help="only this canvas (the name of its file without .yaml)")
+_PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
+
+
+def get_cli_commands() -> list[CLICommand]:
+    """Return the command group `criteo` for Airflow's command line."""
+    return [
+        GroupCommand(
+            name="criteo",
+            help="Criteo Audience Sync",
+            subcommands=(
+                ActionCommand(
+                    name="preflight",
+                    help="say what would keep people from being synced; exit code 1 if anything would",
+                    func=_lazy("preflight"),
+                    args=(_CANVAS,),
+                ),
+                ActionCommand(
+                    name="status",
+                    help="the seven metrics of each step",
+                    func=_lazy("status"),
+                    args=(_CANVAS, ARG_OUTPUT),
+                ),
+                GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
+                GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
+                ActionCommand(
+                    name="sandbox",
+                    help="run a Criteo on this machine until Ctrl-C",
+                    func=_lazy("sandbox"),
+                    args=(_PORT,),
+                ),
+            ),
+        )
+    ]
+
+
+def _accounts() -> tuple[ActionCommand, ...]:
+    return (
+        ActionCommand(
+            name="check",
+            help="say in one sentence whether Criteo lets this connection in; exit code 1 if not",
+            func=_lazy("accounts_check"),
+            args=(_CONN_ID,),
+        ),
+        ActionCommand(
+            name="list",
+            help="the ad accounts that gave consent, and whether canvases may use them",
+            func=_lazy("accounts_list"),
+            args=(_CONN_ID, ARG_OUTPUT),
+        ),
+    )
+
+
+def _ledger() -> tuple[ActionCommand, ...]:
+    return (
+        ActionCommand(name="upgrade", help="bring the ledger's tables up to date", func=_lazy("db_upgrade"), args=()),
+        ActionCommand(
+            name="check",
+            help="prove that the numbers add up; exit code 1 if a law is violated",
+            func=_lazy("db_check"),
+            args=(),
+        ),
+    )
+
+
+def _lazy(command: str):  # type: ignore[no-untyped-def]  # Airflow's own helper is not typed
+    return lazy_load_command(f"criteo_provider.cli.commands.{command}")

@@ -1,0 +1,1 @@
+"""The pure floor: standard library only, no clock, no I/O."""

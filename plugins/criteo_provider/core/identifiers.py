@@ -1,0 +1,379 @@
+"""Identifiers: the one place where they are normalised, hashed, stored and written to the wire.
+
+Whole columns go in and out. Python's own ``strip`` and ``lower`` decide what a normalised address is: other
+engines differ on non-ASCII letters, and a different hash is a person silently unmatched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from binascii import hexlify
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from hashlib import md5, sha256
+from math import isfinite
+from uuid import UUID
+
+from criteo_provider.core.errors import Misconfigured
+
+FIELDS = ("email", "madid", "gum", "identity_link")
+MAX_ADDRESS_CHARS = 320
+MAX_OPAQUE_BYTES = 512
+MAX_KEY_CHARS = 255
+
+
+class Form(StrEnum):
+    """The shape in which an identifier is stored and sent; one upload carries one form."""
+
+    EMAIL_SHA256 = "email_sha256"
+    EMAIL_MD5 = "email_md5"
+    EMAIL_SHA256_MD5 = "email_sha256_md5"
+    MADID = "madid"
+    GUM = "gum"
+    IDENTITY_LINK = "identity_link"
+
+    @property
+    def field(self) -> str:
+        """The field of a canvas this form comes from."""
+        return "email" if self.startswith("email_") else self.value
+
+    @property
+    def identifier_type(self) -> str:
+        """Criteo's ``identifierType`` for this form."""
+        return "identityLink" if self is Form.IDENTITY_LINK else self.field
+
+    @property
+    def width(self) -> int | None:
+        """Bytes of one stored value, or None where values differ in length."""
+        return _WIDTHS.get(self)
+
+
+_WIDTHS = {Form.EMAIL_SHA256: 32, Form.EMAIL_MD5: 16, Form.EMAIL_SHA256_MD5: 32, Form.MADID: 16}
+
+
+class Unusable(StrEnum):
+    """Why a value cannot be sent to Criteo."""
+
+    MISSING = "missing"
+    BLANK = "blank"
+    MALFORMED = "malformed"
+
+
+class EmailHash(StrEnum):
+    """How a plain address is hashed before it is kept or sent."""
+
+    SHA256 = "sha256"
+    MD5 = "md5"
+    SHA256_MD5 = "sha256_md5"
+
+    @property
+    def form(self) -> Form:
+        """The form a plain address takes under this hash."""
+        return Form(f"email_{self.value}")
+
+
+class EmailInput(StrEnum):
+    """What 64 hexadecimal digits in an e-mail column are; 32 digits are always an MD5."""
+
+    AUTO = "auto"
+    SHA256_MD5 = "sha256_md5"
+
+
+@dataclass(frozen=True, slots=True)
+class Normalised:
+    """One column of a field, ready to be stored.
+
+    ``values`` holds the forms that occur, each as long as the input, None where the row has no such value.
+    ``unusable`` is as long as the input: the reason for a row without any value, else None.
+    """
+
+    values: dict[Form, list[bytes | None]] = field(repr=False)
+    unusable: list[Unusable | None] = field(repr=False)
+
+
+def normalise(
+    field: str,
+    values: Sequence[object],
+    *,
+    email_hashes: Collection[str] = (EmailHash.SHA256,),
+    email_input: str = EmailInput.AUTO,
+) -> Normalised:
+    """Turn one source column of a field into the bytes that are stored.
+
+    A plain address takes one form per chosen hash. Input that is hashed already (32 or 64 hexadecimal digits,
+    any case) is recognised and never hashed again; ``email_input`` says what 64 digits are.
+    """
+    if field == "email":
+        long_form = Form.EMAIL_SHA256_MD5 if email_input == EmailInput.SHA256_MD5 else Form.EMAIL_SHA256
+        return _emails(values, [EmailHash(name) for name in email_hashes], long_form)
+    if field not in FIELDS:
+        raise Misconfigured(f"{field!r} is not an identifier field. Use one of: {', '.join(FIELDS)}.")
+    read = _madid if field == "madid" else _opaque
+    column: list[bytes | None] = []
+    unusable: list[Unusable | None] = []
+    for value in values:
+        found = read(value)
+        column.append(found if isinstance(found, bytes) else None)
+        unusable.append(found if isinstance(found, Unusable) else None)
+    return Normalised({Form(field): column} if any(column) else {}, unusable)
+
+
+# --- e-mail ----------------------------------------------------------------------------------------------
+
+
+_Addresses = Sequence[str | None]
+
+
+def _sha256_column(addresses: _Addresses) -> list[bytes | None]:
+    return [None if address is None else sha256(address.encode()).digest() for address in addresses]
+
+
+def _md5_column(addresses: _Addresses) -> list[bytes | None]:
+    return [None if address is None else md5(address.encode(), usedforsecurity=False).digest() for address in addresses]
+
+
+def _sha256_md5_column(addresses: _Addresses) -> list[bytes | None]:
+    return _sha256_column([None if digest is None else digest.hex() for digest in _md5_column(addresses)])
+
+
+_HASH_COLUMN: dict[EmailHash, Callable[[_Addresses], list[bytes | None]]] = {
+    EmailHash.SHA256: _sha256_column,
+    EmailHash.MD5: _md5_column,
+    EmailHash.SHA256_MD5: _sha256_md5_column,
+}
+# A team that hashed its empty addresses has these for everybody without one.
+_HASHES_OF_NOTHING = frozenset(digest for column in _HASH_COLUMN.values() for digest in column([""]))
+
+
+def normalise_address(value: object) -> str | None:
+    """Return the trimmed, lower-cased address, or None where the value is not an e-mail address.
+
+    A light check: one ``@``, a local part, a domain of at least two labels, nothing blank or unprintable.
+    Criteo documents no further rule (no dot or plus handling), and counts ``name@domain`` as invalid.
+    """
+    text = value.strip().lower() if type(value) is str else (text_of(value) or "").lower()
+    local, _, domain = text.partition("@")
+    if (
+        local
+        and "." in domain
+        and "@" not in domain
+        and domain[0] != "."
+        and domain[-1] != "."
+        and ".." not in domain
+        and " " not in text
+        and text.isprintable()  # no control or zero-width character, other blank, lone surrogate
+        and len(text) <= MAX_ADDRESS_CHARS
+    ):
+        return text
+    return None
+
+
+def _emails(values: Sequence[object], hashes: Sequence[EmailHash], long_form: Form) -> Normalised:
+    addresses = [normalise_address(value) for value in values]
+    columns = {name.form: _HASH_COLUMN[name](addresses) for name in hashes}
+    unusable: list[Unusable | None] = [None] * len(values)
+    for row, address in enumerate(addresses):
+        if address is None:
+            found = _hashed(values[row])
+            if isinstance(found, bytes):
+                form = long_form if len(found) == 32 else Form.EMAIL_MD5
+                if form not in columns:
+                    columns[form] = [None] * len(values)
+                columns[form][row] = found
+            else:
+                unusable[row] = found
+    return Normalised({form: column for form, column in columns.items() if any(column)}, unusable)
+
+
+def _hashed(value: object) -> bytes | Unusable:
+    """Read the digest out of 32 or 64 hexadecimal digits."""
+    text = text_of(value)
+    if not text:
+        return _nothing(value)
+    digest = _unhex(text) if len(text) in (32, 64) else None
+    if digest is None:
+        return Unusable.MALFORMED
+    return Unusable.BLANK if digest in _HASHES_OF_NOTHING else digest
+
+
+# --- madid, gum, identityLink ----------------------------------------------------------------------------
+
+
+_NO_DEVICE = bytes(16)  # what a phone reports once tracking is switched off
+
+
+def _madid(value: object) -> bytes | Unusable:
+    """Read a device id: a UUID with its dashes, any case, with or without braces."""
+    if isinstance(value, UUID):
+        device = value.bytes
+    else:
+        text = text_of(value)
+        if not text:
+            return _nothing(value)
+        # 32 digits without dashes are refused: they cannot be told from the MD5 of a device id.
+        device = _uuid_bytes(text[1:-1] if text[0] == "{" and text[-1] == "}" else text) or _NO_DEVICE
+    return Unusable.MALFORMED if device == _NO_DEVICE else device
+
+
+def _opaque(value: object) -> bytes | Unusable:
+    """Read an id whose inside is known to its issuer only: one printable word."""
+    text = text_of(value)
+    if not text:
+        return _nothing(value)
+    if " " in text or not text.isprintable():
+        return Unusable.MALFORMED
+    word = text.encode()
+    return word if len(word) <= MAX_OPAQUE_BYTES else Unusable.MALFORMED
+
+
+# --- user keys -------------------------------------------------------------------------------------------
+
+
+_PLAIN_KEY = re.compile(rf"[^@\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{1,{MAX_KEY_CHARS}}}")
+
+
+def user_key(values: Sequence[object]) -> list[str | None]:
+    """Return the name the ledger knows each user by: 1 to 255 characters on one line, or None.
+
+    A key that holds an ``@`` is kept as its SHA-256 in hexadecimal digits, normalised where it is an address;
+    so is a key that is too long or holds control characters. A later look-up goes through the same function.
+    """
+    return [_user_key(value) for value in values]
+
+
+def _user_key(value: object) -> str | None:
+    text = value.strip() if type(value) is str else text_of(value)
+    if text is None:
+        if is_missing(value):
+            return None
+        text = bytes(value).hex() if isinstance(value, (bytes, bytearray, memoryview)) else str(value).strip()
+    if not text or _PLAIN_KEY.fullmatch(text):
+        return text or None
+    return sha256((normalise_address(text) or text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# --- stored bytes ----------------------------------------------------------------------------------------
+
+
+def encode(values: Sequence[bytes], form: Form) -> bytes:
+    """Pack values into one blob: end to end where the width is fixed, else each behind its 2-byte length."""
+    if form.width:
+        return b"".join(values)
+    return b"".join(len(value).to_bytes(2, "big") + value for value in values)
+
+
+def decode(blob: bytes, form: Form) -> list[bytes]:
+    """Unpack what ``encode`` packed."""
+    if width := form.width:
+        return [blob[start : start + width] for start in range(0, len(blob), width)]
+    values = []
+    start = 0
+    while start < len(blob):
+        end = start + 2 + int.from_bytes(blob[start : start + 2], "big")
+        values.append(blob[start + 2 : end])
+        start = end
+    return values
+
+
+def json_items(blob: bytes, form: Form, first: int = 0, last: int | None = None) -> bytes:
+    """Write the values [first:last) of a blob as the inside of a JSON array, without the brackets.
+
+    Digests are lower-case hexadecimal, device ids lower-case UUIDs, other ids JSON strings in UTF-8.
+    """
+    if not (width := form.width):
+        words = [word.decode() for word in decode(blob, form)[first:last]]
+        return json.dumps(words, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
+    piece = blob[first * width : None if last is None else last * width]
+    if not piece:
+        return b""
+    if form is Form.MADID:
+        return _uuid_items(piece)
+    return b'"' + hexlify(piece, b",", width).replace(b",", b'","') + b'"'
+
+
+_UUID_ITEM = b'"00000000-0000-0000-0000-000000000000",'
+_UUID_PLACES = [place for place, sign in enumerate(_UUID_ITEM) if sign == ord("0")]
+
+
+def _uuid_items(piece: bytes) -> bytes:
+    """Fill a row of UUID templates place by place: 32 strided copies instead of a call per value."""
+    digits = hexlify(piece)
+    items = bytearray(_UUID_ITEM * (len(piece) // 16))
+    for digit, place in enumerate(_UUID_PLACES):
+        items[place :: len(_UUID_ITEM)] = digits[digit::32]
+    return bytes(items[:-1])
+
+
+def to_wire(value: bytes, form: Form) -> str:
+    """Return the text Criteo sees for one stored value."""
+    if form is Form.MADID:
+        return str(UUID(bytes=value))
+    return value.hex() if form.width else value.decode()
+
+
+def from_wire(text: str, form: Form) -> bytes | None:
+    """Return the stored value of a text Criteo echoed, or None where it is not one of this form."""
+    text = text.strip()
+    if form is Form.MADID:
+        return _uuid_bytes(text)
+    if not form.width:
+        return text.encode() or None
+    digest = _unhex(text)
+    return digest if digest is not None and len(digest) == form.width else None
+
+
+# --- values as sources hand them over --------------------------------------------------------------------
+
+
+def is_missing(value: object) -> bool:
+    """Tell whether a source value means "nothing": None, NaN, NaT, pandas' NA."""
+    if value is None:
+        return True
+    if isinstance(value, (str, int, bytes)):
+        return False
+    try:
+        return bool(value != value)  # only NaN and NaT differ from themselves
+    except (TypeError, ValueError, ArithmeticError):
+        return True  # pandas' NA refuses to be true or false; a signalling NaN refuses to be compared
+
+
+def text_of(value: object) -> str | None:
+    """Return the trimmed text of a value that stands for one, or None."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, UUID)):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            return bytes(value).decode().strip()
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, (float, Decimal)) and not is_missing(value) and isfinite(value):
+        return str(int(value)) if value == int(value) else None  # pandas widens whole numbers beside a null
+    return None
+
+
+def _nothing(value: object) -> Unusable:
+    if is_missing(value):
+        return Unusable.MISSING
+    return Unusable.BLANK if text_of(value) == "" else Unusable.MALFORMED
+
+
+def _unhex(text: str) -> bytes | None:
+    """Read hexadecimal digits, and nothing but them."""
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        return None
+    return digest if len(digest) * 2 == len(text) else None  # fromhex skips blanks
+
+
+def _uuid_bytes(text: str) -> bytes | None:
+    if len(text) == 36 and text[8] == text[13] == text[18] == text[23] == "-":
+        return _unhex(text.replace("-", "")) if text.count("-") == 4 else None
+    return None

@@ -1,0 +1,95 @@
+"""Ports: what the two use cases, enter and upload, ask of the rooms around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Columns = Mapping[str, Sequence[object]]
+# Asks which of these units (files) were read to their end before.
+Seen = Callable[[Collection[str]], set[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A stretch of a source that writers may still commit into, to be read once more after ``due_after_s``.
+
+    ``after`` and ``upto`` are source positions (exclusive, inclusive); ``marks`` packs one 8-byte fingerprint
+    for each row already read in between; ``last`` is true when no further look is wanted.
+    """
+
+    after: Json
+    upto: Json
+    marks: bytes = field(repr=False)
+    due_after_s: float
+    last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of rows as columns of equal length, and where to go on once all of it is entered.
+
+    ``completes`` names finished units (files) that must never be read again. A page is never split.
+    """
+
+    columns: Columns = field(repr=False)
+    rows: int
+    position: Json
+    completes: tuple[str, ...] = ()
+    look: Look | None = None
+
+
+class Source(Protocol):
+    """A stream of rows of one canvas, read forward from a position, and repeatable from any position."""
+
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
+        """Tell cheaply whether there are rows (or files) behind ``position``."""
+
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+        """Yield pages of at most ``max_rows`` rows behind ``position`` until the source is dry; raise SourceFailed."""
+
+    def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
+        """Read a stretch again: pages with only the rows not in ``look.marks`` and the next look, if one is wanted.
+
+        Yields exactly one pair (the page may have 0 rows); its position is to be ignored.
+        """
+
+
+class SlotGate(Protocol):
+    """The way of one Criteo application into the pacer; every HTTP call takes one slot."""
+
+    def enter(self, *, interactive: bool = False) -> None:
+        """Block until the next slot of this application, and return inside it."""
+
+    def observed(self, status: int, headers: Mapping[str, str]) -> None:
+        """Let an answer's rate-limit headers or a 429 move the pacer for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An access token and when it ends (epoch seconds); ``serial`` names it without showing it."""
+
+    value: str = field(repr=False)
+    ends_at_s: float
+    serial: int
+
+
+class TokenStore(Protocol):
+    """Where the access token of one application lives, shared by all processes and encrypted at rest."""
+
+    def current(self) -> Token | None:
+        """Return the stored token, whether fresh or not."""
+
+    def begin_renewal(self, *, dead_serial: int | None, lease_s: float) -> bool:
+        """Take the renewal lease; False when another process holds it or the dead token is replaced already."""
+
+    def finish_renewal(self, value: str, *, ends_at_s: float) -> Token:
+        """Store a new token and give the lease back."""
+
+    def abandon_renewal(self) -> None:
+        """Give the lease back without a token."""
+
+    def now_s(self) -> float:
+        """Tell the time on the clock all processes share, in epoch seconds."""

@@ -1,0 +1,1 @@
+"""The two use cases, enter and upload; they meet only in the ledger."""

@@ -1,0 +1,176 @@
+"""Drain: enter and upload side by side, until both are dry for one flush interval."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from criteo_provider.core.errors import SourceFailed
+from criteo_provider.flow.enter import Enter
+from criteo_provider.flow.upload import Upload
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 5.0
+PROGRESS_EVERY_S = 2.0
+HOUSEKEEPING_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a drain is: counts only."""
+
+    entered: int
+    requests: int
+    accepted: int
+    identifiers: int
+    given_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One canvas to be entered: its Enter, how often to look (seconds), and whether it may be tried now."""
+
+    enter: Enter
+    canvas_id: str
+    every_s: float
+    may_try: Callable[[], bool]
+    succeeded: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """One Criteo application to be sent to: its Upload, and what finds or creates its audiences."""
+
+    upload: Upload
+    resolve: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeeping:
+    """What has to happen while people move: steps fall due, claims expire, and when nothing is left to send."""
+
+    enter_due_steps: Callable[[], int]
+    sweep: Callable[[], int]
+    nothing_due: Callable[[], bool]
+
+
+@dataclass(slots=True)
+class _Counts:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    busy_s: float = field(default_factory=time.monotonic)
+    entered: int = 0
+    given_up: int = 0
+    first_looks: set[str] = field(default_factory=set)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def busy(self) -> None:
+        with self.lock:
+            self.busy_s = time.monotonic()
+
+
+def drain(
+    readers: Sequence[Reader],
+    senders: Mapping[str, Sender],
+    housekeeping: Housekeeping,
+    *,
+    quiet_s: float,
+    stop: threading.Event,
+    max_s: float | None = None,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> Progress:
+    """Run until nothing came in or went out for ``quiet_s``, or ``stop``, or ``max_s``; settles all before it returns.
+
+    A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
+    """
+    began_s = time.monotonic()
+    ending = threading.Event()
+    counts = _Counts()
+    threads = [
+        *(_thread(counts, ending, _read, reader, counts, ending) for reader in readers),
+        *(_thread(counts, ending, sender.upload.run, ending, counts.busy) for sender in senders.values()),
+        *(_thread(counts, ending, _resolve, sender, counts, ending) for sender in senders.values()),
+    ]
+    swept_s = shown_s = 0.0
+    try:
+        while not (stop.is_set() or ending.is_set()):
+            now_s = time.monotonic()
+            if housekeeping.enter_due_steps():
+                counts.busy()
+            if now_s - swept_s >= SWEEP_EVERY_S:
+                swept_s = now_s
+                counts.given_up += housekeeping.sweep()
+            if now_s - shown_s >= PROGRESS_EVERY_S:
+                shown_s = now_s
+                on_progress(_progress(counts, senders))
+            if max_s is not None and now_s - began_s >= max_s:
+                break
+            looked = len(counts.first_looks) == len(readers)
+            if looked and now_s - counts.busy_s >= quiet_s and _at_rest(senders) and housekeeping.nothing_due():
+                break
+            stop.wait(HOUSEKEEPING_EVERY_S)
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+    if counts.errors:
+        raise counts.errors[0]
+    return _progress(counts, senders)
+
+
+def _thread(
+    counts: _Counts, ending: threading.Event, work: Callable[..., None], *arguments: object
+) -> threading.Thread:
+    def guarded() -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            # One broken thread ends the drain, and the drain tells: half a house at work would look healthy.
+            counts.errors.append(error)
+            ending.set()
+
+    thread = threading.Thread(target=guarded, name=f"criteo-{work.__name__.strip('_')}", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read(reader: Reader, counts: _Counts, ending: threading.Event) -> None:
+    while not ending.is_set():
+        if reader.may_try():
+            try:
+                entered = reader.enter.tick(ending)
+            except SourceFailed as failure:
+                log.warning("Canvas %s: %s", reader.canvas_id, failure)
+            else:
+                reader.succeeded()
+                if entered.people:
+                    with counts.lock:
+                        counts.entered += entered.people
+                    counts.busy()
+        counts.first_looks.add(reader.canvas_id)
+        ending.wait(reader.every_s)
+
+
+def _resolve(sender: Sender, counts: _Counts, ending: threading.Event) -> None:
+    while not ending.is_set():
+        if sender.resolve():
+            counts.busy()
+        ending.wait(HOUSEKEEPING_EVERY_S)
+
+
+def _at_rest(senders: Mapping[str, Sender]) -> bool:
+    return not any(sender.upload.is_flying for sender in senders.values())
+
+
+def _progress(counts: _Counts, senders: Mapping[str, Sender]) -> Progress:
+    done = [sender.upload.done for sender in senders.values()]
+    return Progress(
+        counts.entered,
+        sum(one.requests for one in done),
+        sum(one.accepted for one in done),
+        sum(one.identifiers for one in done),
+        counts.given_up,
+    )

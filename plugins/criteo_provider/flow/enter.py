@@ -1,0 +1,263 @@
+"""Enter: read a source behind its cursor, keep who is eligible, seal them into chunks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from criteo_provider.core import identifiers
+from criteo_provider.core.batching import pack
+from criteo_provider.core.eligibility import Rule
+from criteo_provider.core.errors import LostClaim, SourceFailed
+from criteo_provider.core.identifiers import Form, Unusable
+from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, Reason, SealedPeople, StepPlan
+from criteo_provider.core.ports import Columns, Json, Look, Page, Source
+
+log = logging.getLogger(__name__)
+
+# A reader that has died must not keep a source from the others for longer than this.
+CURSOR_LEASE_S = 30.0
+# People read are sealed at least this often, however small the chunk.
+SEAL_WITHIN_S = 1.0
+
+_REASONS = {
+    Unusable.MISSING: Reason.MISSING,
+    Unusable.BLANK: Reason.BLANK,
+    Unusable.MALFORMED: Reason.MALFORMED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldColumn:
+    """Which source column holds an identifier field, and how its values are to be read."""
+
+    field: str
+    column: str
+    caller_id: int | None = None
+    email_hashes: tuple[str, ...] = ("sha256",)
+    email_input: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPlan:
+    """All that enter has to know of one canvas."""
+
+    canvas_id: str
+    user_key: str
+    fields: tuple[FieldColumn, ...]
+    rule: Rule
+    steps: tuple[StepPlan, ...]
+
+
+class EntryLedger(Protocol):
+    """What enter asks of the ledger; each verb is one transaction."""
+
+    def hold_cursor(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None: ...
+
+    def release_cursor(self, hold: CursorHold) -> None: ...
+
+    def source_failed(self, canvas_id: str, sentence: str, *, now_us: int) -> None: ...
+
+    def completed_units(self, canvas_id: str, units: Collection[str]) -> set[str]: ...
+
+    def due_looks(self, canvas_id: str, *, now_us: int) -> list[tuple[int, Look]]: ...
+
+    def seal(
+        self,
+        hold: CursorHold,
+        people: SealedPeople,
+        steps: Sequence[StepPlan],
+        *,
+        position: Json,
+        units: Sequence[str],
+        looks: Sequence[Look],
+        now_us: int,
+    ) -> CursorHold: ...
+
+    def seal_late(
+        self,
+        look_id: int,
+        canvas_id: str,
+        people: SealedPeople,
+        steps: Sequence[StepPlan],
+        *,
+        again: Look | None,
+        now_us: int,
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class Entered:
+    """What one tick has done."""
+
+    rows: int = 0
+    people: int = 0
+    chunks: int = 0
+    without_key: int = 0
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Pages read and not sealed yet; together at most one chunk."""
+
+    keys: list[str] = field(default_factory=list)
+    columns: dict[str, list[object]] = field(default_factory=dict)
+    position: Json = None
+    units: list[str] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    pages: int = 0
+    since_s: float = 0.0
+
+
+class Enter:
+    """Brings the people of one canvas from its source into the ledger; any number may run, one enters."""
+
+    def __init__(
+        self, plan: EntryPlan, source: Source, ledger: EntryLedger, now_us: Callable[[], int], owner: str
+    ) -> None:
+        self._plan, self._source, self._ledger = plan, source, ledger
+        self._now_us, self._owner = now_us, owner
+
+    def tick(self, stop: threading.Event) -> Entered:
+        """Enter all people behind the cursor; return what was done (nothing while another process reads).
+
+        Raises SourceFailed after noting it in the ledger; what was sealed before stays, the cursor is behind it.
+        """
+        done = Entered()
+        hold = self._ledger.hold_cursor(
+            self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S
+        )
+        if hold is None:
+            return done
+        try:
+            self._look_again(done, stop)
+            hold = self._read_on(hold, done, stop)
+        except LostClaim:
+            log.info("Another process reads the source of canvas %s now.", self._plan.canvas_id)
+            return done
+        except SourceFailed as failure:
+            self._ledger.source_failed(self._plan.canvas_id, str(failure), now_us=self._now_us())
+            raise
+        finally:
+            self._ledger.release_cursor(hold)
+        if done.without_key:
+            log.warning(
+                "Canvas %s: %d rows without a value in %r were left out; give every row a user key.",
+                self._plan.canvas_id,
+                done.without_key,
+                self._plan.user_key,
+            )
+        return done
+
+    def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> CursorHold:
+        gathered = _Gathered()
+        leased_s = time.monotonic()
+        position: Json = hold.position  # type: ignore[assignment]
+        for page in self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen):
+            done.rows += page.rows
+            keys, columns = self._eligible(page.columns, done)
+            if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
+                hold = self._seal(hold, gathered, done)
+                gathered = _Gathered()
+            _gather(gathered, page, keys, columns)
+            if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
+                hold = self._seal(hold, gathered, done)
+                gathered = _Gathered()
+            if stop.is_set():
+                break
+            if time.monotonic() - leased_s > CURSOR_LEASE_S / 3:
+                leased_s = time.monotonic()
+                self._renew(hold)
+        return self._seal(hold, gathered, done) if gathered.pages else hold
+
+    def _renew(self, hold: CursorHold) -> None:
+        renewed = self._ledger.hold_cursor(hold.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
+        if renewed is None or renewed.version != hold.version:
+            raise LostClaim(f"The cursor of canvas {hold.canvas_id} is held by another process.")
+
+    def _seal(self, hold: CursorHold, gathered: _Gathered, done: Entered) -> CursorHold:
+        people = self._packed(gathered.keys, gathered.columns)
+        hold = self._ledger.seal(
+            hold,
+            people,
+            self._plan.steps,
+            position=gathered.position,
+            units=gathered.units,
+            looks=gathered.looks,
+            now_us=self._now_us(),
+        )
+        done.people += len(people)
+        done.chunks += 1 if people else 0
+        return hold
+
+    def _look_again(self, done: Entered, stop: threading.Event) -> None:
+        for look_id, look in self._ledger.due_looks(self._plan.canvas_id, now_us=self._now_us()):
+            if stop.is_set():
+                return
+            for page, again in self._source.recheck(look):
+                keys, columns = self._eligible(page.columns, done)
+                self._refuse_flood(len(keys))
+                people = self._packed(keys, columns)
+                self._ledger.seal_late(
+                    look_id,
+                    self._plan.canvas_id,
+                    people,
+                    self._plan.steps,
+                    again=again,
+                    now_us=self._now_us(),
+                )
+                done.people += len(people)
+                done.chunks += 1 if people else 0
+
+    def _refuse_flood(self, late: int) -> None:
+        if late > MAX_IDENTIFIERS:
+            raise SourceFailed(
+                f"More than {MAX_IDENTIFIERS:,} rows were committed late into one stretch of the source of canvas "
+                f"{self._plan.canvas_id}. Write them in smaller transactions, or raise late_commit and read them anew."
+            )
+
+    def _eligible(self, columns: Columns, done: Entered) -> tuple[list[str], dict[str, list[object]]]:
+        keys = identifiers.user_key(columns[self._plan.user_key])
+        mask = self._plan.rule.mask(columns)
+        keep = [row for row, admitted in enumerate(mask) if admitted and keys[row] is not None]
+        done.without_key += sum(mask) - len(keep)
+        names = [chosen.column for chosen in self._plan.fields]
+        return (
+            [key for row in keep if (key := keys[row]) is not None],
+            {name: [columns[name][row] for row in keep] for name in names},
+        )
+
+    def _packed(self, keys: Sequence[str], columns: dict[str, list[object]]) -> SealedPeople:
+        values: dict[tuple[str, int | None], Sequence[bytes | None]] = {}
+        lacking: dict[str, Sequence[Reason | None]] = {}
+        for chosen in self._plan.fields:
+            read = identifiers.normalise(
+                chosen.field,
+                columns.get(chosen.column, ()),
+                email_hashes=chosen.email_hashes,
+                email_input=chosen.email_input,
+            )
+            for form, column in read.values.items():
+                values[(form.value, chosen.caller_id)] = column
+            lacking[chosen.field] = [None if why is None else _REASONS[why] for why in read.unusable]
+        return pack(keys, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
+
+    def _seen(self, units: Collection[str]) -> set[str]:
+        return self._ledger.completed_units(self._plan.canvas_id, units)
+
+
+def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: dict[str, list[object]]) -> None:
+    if not gathered.pages:
+        gathered.since_s = time.monotonic()
+    gathered.pages += 1
+    gathered.keys.extend(keys)
+    for name, column in columns.items():
+        gathered.columns.setdefault(name, []).extend(column)
+    gathered.position = page.position
+    gathered.units.extend(page.completes)
+    if page.look is not None:
+        gathered.looks.append(page.look)

@@ -1,0 +1,78 @@
+"""Resolve: find each audience people wait for at Criteo, or create it, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from criteo_provider.core.errors import AccessLost, AudienceGone, Busy, Refused, Unavailable
+
+log = logging.getLogger(__name__)
+
+# Nobody else tries an audience while one process is at it; creating may take a search over many pages.
+RESOLVER_LEASE_S = 120.0
+
+
+class AudienceLedger(Protocol):
+    """What resolve asks of the ledger."""
+
+    def unresolved_audiences(
+        self, connection_id: str, *, now_us: int, lease_s: float
+    ) -> list[tuple[int, str, str, bool]]: ...
+
+    def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None: ...
+
+    def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool: ...
+
+
+class AudienceDesk(Protocol):
+    """What resolve asks of Criteo."""
+
+    def ensure(self, ad_account: str, name: str) -> tuple[str, bool]:
+        """Return the id of the audience and whether it was created now."""
+
+    def find(self, ad_account: str, name: str) -> str | None:
+        """Return the id of the audience, None where there is none of that name."""
+
+
+def resolve_audiences(ledger: AudienceLedger, desk: AudienceDesk, connection_id: str, now_us: Callable[[], int]) -> int:
+    """Find or create all audiences of a connection that people wait for; return how many are known now."""
+    wanted: Sequence[tuple[int, str, str, bool]] = ledger.unresolved_audiences(
+        connection_id, now_us=now_us(), lease_s=RESOLVER_LEASE_S
+    )
+    known = 0
+    for audience_id, ad_account, name, may_create in wanted:
+        try:
+            criteo_id, created = _look_up(desk, ad_account, name, may_create=may_create)
+        except AccessLost as error:
+            key = connection_id if error.scope == "connection" else f"{connection_id}/{ad_account}"
+            ledger.trouble(error.scope, key, code=error.code, sentence=str(error), now_us=now_us())
+        except (Refused, AudienceGone, Unavailable) as error:
+            ledger.trouble("audience", str(audience_id), code=error.code, sentence=str(error), now_us=now_us())
+        except Busy:
+            return known
+        else:
+            ledger.resolved(audience_id, criteo_id, created=created, now_us=now_us())
+            log.info(
+                "Audience %r in ad account %s: %s, Criteo id %s.",
+                name,
+                ad_account,
+                "created" if created else "found",
+                criteo_id,
+            )
+            known += 1
+    return known
+
+
+def _look_up(desk: AudienceDesk, ad_account: str, name: str, *, may_create: bool) -> tuple[str, bool]:
+    if may_create:
+        return desk.ensure(ad_account, name)
+    found = desk.find(ad_account, name)
+    if found is None:
+        raise AudienceGone(
+            f"There is no audience {name!r} in ad account {ad_account} yet, and a step that removes people never "
+            "creates one. People stay pending until a step adds somebody to it or it is created at Criteo.",
+            code="audience-not-created-yet",
+        )
+    return found, False

@@ -1,0 +1,195 @@
+"""Upload: claim what is due, wait for a slot, send, settle; several requests in flight, as latency asks for."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from criteo_provider.core.model import ClaimedPart, ClaimedRequest, Role
+from criteo_provider.core.outcome import Accepted, Outcome, Unavailable
+
+log = logging.getLogger(__name__)
+
+# 250 a minute at 12 s of latency: more in flight is no use at Criteo's limit.
+MAX_IN_FLIGHT = 64
+# Below this the queue at the pacer is other people's turn; above it nothing is claimed, so nothing is held back.
+LONGEST_QUEUE_S = 5.0
+# How often an idle uploader looks for work.
+LOOK_EVERY_S = 0.2
+# The retry DAG takes at most every fourth slot while first attempts wait.
+RETRY_SPACING = 4
+
+
+class Slot(Protocol):
+    """One moment at which one call may start."""
+
+    def is_fresh(self) -> bool:
+        """Tell, right before the first byte, whether the call may still start."""
+
+
+class Slots(Protocol):
+    """The pacer of one Criteo application."""
+
+    def take(self, *, spacing: int = 1) -> Slot:
+        """Block until a slot is due, and return inside it."""
+
+    def queue_s(self) -> float:
+        """Tell how far ahead the next free slot is."""
+
+
+class UploadLedger(Protocol):
+    """What upload asks of the ledger; each verb is one transaction."""
+
+    def items(self, wanted: ClaimedPart) -> list[bytes]: ...
+
+    def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int: ...
+
+    def release(self, claimed: ClaimedRequest, *, now_us: int) -> None: ...
+
+    def first_attempts_wait(self, *, now_us: int) -> bool: ...
+
+
+class Courier(Protocol):
+    """Carries one request to Criteo."""
+
+    def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> Any:
+        """Make the request's body from distinct values per identifier form."""
+
+    def send(self, claimed: ClaimedRequest, parcel: Any) -> Outcome:
+        """Send it and tell what came of it; the caller is inside a slot."""
+
+
+@dataclass(slots=True)
+class Uploaded:
+    """What an uploader has done so far."""
+
+    requests: int = 0
+    accepted: int = 0
+    identifiers: int = 0
+    lost_claims: int = 0
+
+
+class Upload:
+    """Drains what is due for one connection, in the caller's thread; requests fly in threads of their own."""
+
+    def __init__(
+        self,
+        claim: Callable[[int], ClaimedRequest | None],
+        ledger: UploadLedger,
+        slots: Slots,
+        courier: Courier,
+        now_us: Callable[[], int],
+        *,
+        role: Role,
+        request_timeout_s: float,
+    ) -> None:
+        self._claim, self._ledger, self._slots, self._courier = claim, ledger, slots, courier
+        self._now_us, self._role, self._request_timeout_s = now_us, role, request_timeout_s
+        self._room = threading.Semaphore(MAX_IN_FLIGHT)
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self.done = Uploaded()
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether a request is between its claim and its settlement."""
+        with self._lock:
+            return self._in_flight > 0
+
+    def run(self, stop: threading.Event, busy: Callable[[], None]) -> None:
+        """Send what is due until ``stop``, calling ``busy`` at each request; settle all before returning."""
+        with ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="criteo-request") as threads:
+            while not stop.is_set():
+                if self._slots.queue_s() > LONGEST_QUEUE_S:
+                    stop.wait(1.0)
+                    continue
+                claimed = self._claim(self._now_us())
+                if claimed is None:
+                    stop.wait(LOOK_EVERY_S)
+                    continue
+                busy()
+                self._launch(claimed, threads, stop, busy)
+
+    def _launch(
+        self,
+        claimed: ClaimedRequest,
+        threads: ThreadPoolExecutor,
+        stop: threading.Event,
+        busy: Callable[[], None],
+    ) -> None:
+        parcel = self._courier.pack(claimed, self._values(claimed))
+        self._room.acquire()
+        with self._lock:
+            self._in_flight += 1
+        try:
+            slot = self._slots.take(spacing=self._spacing())
+        except BaseException:
+            self._land(claimed, None, busy)
+            if stop.is_set():
+                return
+            raise
+        threads.submit(self._fly, claimed, parcel, slot, busy)
+
+    def _fly(self, claimed: ClaimedRequest, parcel: Any, slot: Slot, busy: Callable[[], None]) -> None:
+        outcome: Outcome | None = None
+        try:
+            while not slot.is_fresh():
+                slot = self._slots.take()
+            if self._lease_lasts(claimed):
+                outcome = self._courier.send(claimed, parcel)
+        except Exception as error:
+            log.warning("Request %d was not sent: %s.", claimed.request_id, type(error).__name__)
+            outcome = Unavailable("not-sent", f"The request could not be sent ({type(error).__name__}).")
+        finally:
+            self._land(claimed, outcome, busy)
+
+    def _land(self, claimed: ClaimedRequest, outcome: Outcome | None, busy: Callable[[], None]) -> None:
+        try:
+            if outcome is None:
+                self._ledger.release(claimed, now_us=self._now_us())
+                return
+            lost = self._ledger.settle(
+                claimed,
+                outcome,
+                now_us=self._now_us(),
+                jitter=random.random(),  # noqa: S311 - spreads retries
+            )
+            self._count(claimed, outcome, lost)
+            busy()
+        except Exception:
+            # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
+            log.exception("Request %d could not be settled; its people are sent again later.", claimed.request_id)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+            self._room.release()
+
+    def _values(self, claimed: ClaimedRequest) -> dict[str, list[bytes]]:
+        """Read the identifiers of a request, each once."""
+        values: dict[str, dict[bytes, None]] = {}
+        for part in claimed.parts:
+            values.setdefault(part.form, {}).update(dict.fromkeys(self._ledger.items(part)))
+        return {form: list(distinct) for form, distinct in values.items()}
+
+    def _spacing(self) -> int:
+        if self._role is Role.RETRY and self._ledger.first_attempts_wait(now_us=self._now_us()):
+            return RETRY_SPACING
+        return 1
+
+    def _lease_lasts(self, claimed: ClaimedRequest) -> bool:
+        return self._now_us() + self._request_timeout_s * 1e6 < claimed.lease_until_us
+
+    def _count(self, claimed: ClaimedRequest, outcome: Outcome, lost: int) -> None:
+        with self._lock:
+            self.done.requests += 1
+            self.done.lost_claims += lost
+            if isinstance(outcome, Accepted):
+                self.done.accepted += 1
+                self.done.identifiers += outcome.valid + outcome.invalid
+        if not isinstance(outcome, Accepted):
+            log.warning("Request %d: %s", claimed.request_id, outcome.sentence)

@@ -1,0 +1,1 @@
+"""The way from Airflow's connections and settings into the house."""

@@ -1,0 +1,141 @@
+"""Everything we use of Airflow beyond its public interface, in one room to read again at each Airflow upgrade.
+
+Checked against Airflow 3.3.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from criteo_provider.core.errors import Misconfigured, Unavailable
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+# Says to Airflow's secrets chain "this is a server process": connections made in the UI are seen (connection_command.py).
+_CONTEXT_VARIABLE = "_AIRFLOW_PROCESS_CONTEXT"
+
+
+def become_server() -> None:
+    """Let this process see connections made in the UI, as `airflow connections` does; for commands, not for tasks."""
+    os.environ[_CONTEXT_VARIABLE] = "server"
+
+
+def find_connection(conn_id: str) -> Connection | None:
+    """Return the Airflow connection, or None only when Airflow says for certain that there is none.
+
+    Airflow's own lookup answers "not found" also when the API server or the metadata database does not answer;
+    taking that for the truth would open a second, empty ledger. Raises Unavailable then.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        pass
+    try:
+        certain = _surely_absent(conn_id)
+    except Exception as error:
+        raise _no_answer(conn_id) from error
+    if not certain:
+        raise _no_answer(conn_id)
+    return None
+
+
+def named_connection(conn_id: str, *, wanted_by: str) -> Connection:
+    """Return the Airflow connection that ``wanted_by`` names; raise Misconfigured when it does not exist."""
+    connection = find_connection(conn_id)
+    if connection is None:
+        raise Misconfigured(
+            f"{wanted_by}: there is no Airflow connection {conn_id!r}. "
+            "Add it under Admin > Connections, in your secrets backend, or as "
+            f"AIRFLOW_CONN_{conn_id.upper()}."
+        )
+    return connection
+
+
+class FernetCipher:
+    """Airflow's Fernet key as the cipher of shared secrets (the Cipher port of wiring)."""
+
+    def __init__(self, fernet: Any, key: str) -> None:
+        self._fernet = fernet
+        self._key_id = hashlib.sha256(key.encode()).hexdigest()[:12]
+
+    def encrypt(self, clear: bytes) -> bytes:
+        """Encrypt with the first of the configured keys."""
+        return bytes(self._fernet.encrypt(clear))
+
+    def decrypt(self, sealed: bytes) -> bytes:
+        """Decrypt with whichever of the configured keys fits."""
+        return bytes(self._fernet.decrypt(sealed))
+
+    def key_id(self) -> str:
+        """Return a short fingerprint that names the key without showing it."""
+        return self._key_id
+
+
+def cipher() -> FernetCipher | None:
+    """Return Airflow's cipher, or None when no Fernet key is set: then Airflow's encrypt() returns plain text."""
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.crypto import get_fernet
+
+    fernet = get_fernet()
+    if not fernet.is_encrypted:
+        return None
+    return FernetCipher(fernet, conf.get("core", "fernet_key").split(",")[0])
+
+
+def setting(section: str, key: str) -> str | None:
+    """Return an Airflow setting, None when it is empty or not known."""
+    from airflow.sdk.configuration import conf
+
+    return conf.get(section, key, fallback=None) or None
+
+
+def airflow_home() -> str:
+    """Return the folder Airflow calls its home."""
+    return os.path.expanduser(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+
+
+def count(name: str, value: int) -> None:
+    """Add ``value`` to a counter of Airflow's metrics (StatsD or OpenTelemetry, where they are switched on)."""
+    from airflow.sdk.observability import stats
+
+    if value:
+        stats.incr(name, value)
+
+
+def _surely_absent(conn_id: str) -> bool:
+    from airflow.sdk.execution_time import task_runner
+
+    comms = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    if comms is not None:
+        return _task_api_says_absent(comms, conn_id)
+    if os.environ.get(_CONTEXT_VARIABLE) == "server":
+        from airflow.secrets.metastore import MetastoreBackend
+
+        return MetastoreBackend().get_connection(conn_id) is None
+    # Neither a task nor a server process: only environment variables and the secrets backend can hold it.
+    return True
+
+
+def _task_api_says_absent(comms: Any, conn_id: str) -> bool:
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse, GetConnection
+
+    try:
+        answer = comms.send(GetConnection(conn_id=conn_id))
+    except AirflowRuntimeError as error:
+        answer = error.error
+    return isinstance(answer, ErrorResponse) and answer.error is ErrorType.CONNECTION_NOT_FOUND
+
+
+def _no_answer(conn_id: str) -> Unavailable:
+    return Unavailable(
+        f"Airflow does not say whether the connection {conn_id!r} exists (API server or metadata database "
+        "not reachable); trying again later.",
+        code="airflow-unavailable",
+    )

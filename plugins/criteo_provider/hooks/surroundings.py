@@ -1,0 +1,112 @@
+"""What the house stands in: ledger, canvases, connections and cipher as this Airflow has them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from criteo_provider.core.errors import Misconfigured
+from criteo_provider.hooks import airflow_inside
+from criteo_provider.hooks.criteo import read_connection
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from criteo_provider.wiring import House, Surroundings
+
+LEDGER_CONNECTION = "criteo_ledger"
+# A look a second at twenty canvases must not become twenty questions a second to Airflow.
+REMEMBER_CONNECTIONS_S = 30.0
+
+
+def open_house() -> House:
+    """Open the house in these surroundings; cheap, and closed by the caller."""
+    from criteo_provider.wiring import House
+
+    return House(surroundings())
+
+
+def surroundings() -> Surroundings:
+    """Describe where the house stands; raises Misconfigured or Unavailable with the setting and the mend."""
+    from criteo_provider.hooks.segment_sources import SegmentSources
+    from criteo_provider.wiring import Surroundings
+
+    connections = Connections()
+    folder = include_folder()
+    return Surroundings(
+        include_folder=folder,
+        ledger_url=ledger_url(),
+        criteo=lambda conn_id: read_connection(connections.get(conn_id, wanted_by="Criteo Audience Sync")),
+        source=SegmentSources(folder, connections.get).of,
+        cipher=airflow_inside.cipher(),
+        executor=executor(),
+    )
+
+
+def include_folder() -> Path:
+    """Return the folder with canvases and segments: `[criteo] include_folder`, else `include` beside the dags."""
+    chosen = airflow_inside.setting("criteo", "include_folder")
+    if chosen:
+        return Path(chosen).expanduser()
+    dags = airflow_inside.setting("core", "dags_folder") or str(Path(airflow_inside.airflow_home()) / "dags")
+    return Path(dags).expanduser().parent / "include"
+
+
+def ledger_url() -> str:
+    """Return where the ledger is: the ledger connection, else a SQLite file on this machine.
+
+    Unavailable is raised rather than guessing when Airflow cannot say whether the connection exists.
+    """
+    chosen = airflow_inside.setting("criteo", "ledger_connection")
+    if chosen:
+        return _postgres_url(airflow_inside.named_connection(chosen, wanted_by="[criteo] ledger_connection"))
+    connection = airflow_inside.find_connection(LEDGER_CONNECTION)
+    if connection is not None:
+        return _postgres_url(connection)
+    path = airflow_inside.setting("criteo", "ledger_path")
+    file = Path(path).expanduser() if path else Path(airflow_inside.airflow_home()) / "criteo" / "ledger.db"
+    return f"sqlite:///{file.absolute()}"
+
+
+def executor() -> str:
+    """Return the class name of the executor this Airflow runs tasks with."""
+    configured = airflow_inside.setting("core", "executor") or "LocalExecutor"
+    # "Local,alias:path.to.CeleryExecutor": the first one is the default, a local one among others is not alone.
+    names = [name.split(":")[-1].rsplit(".", 1)[-1] for name in configured.split(",")]
+    return next((name for name in names if name != "LocalExecutor"), names[0])
+
+
+class Connections:
+    """Airflow connections, remembered for half a minute; safe in threads."""
+
+    def __init__(self, *, remember_s: float = REMEMBER_CONNECTIONS_S) -> None:
+        self._remember_s = remember_s
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, Connection]] = {}
+
+    def get(self, conn_id: str, *, wanted_by: str) -> Connection:
+        """Return the connection that ``wanted_by`` names; raise Misconfigured when it does not exist."""
+        with self._lock:
+            asked_s, known = self._known.get(conn_id, (0.0, None))
+            if known is None or time.monotonic() - asked_s > self._remember_s:
+                known = airflow_inside.named_connection(conn_id, wanted_by=wanted_by)
+                self._known[conn_id] = (time.monotonic(), known)
+            return known
+
+
+def _postgres_url(connection: Connection) -> str:
+    """Turn the ledger connection into a URL for psycopg; the connection's extra goes along (sslmode and such)."""
+    if connection.conn_type not in ("postgres", "postgresql"):
+        raise Misconfigured(
+            f"Connection {connection.conn_id}: the ledger is kept in PostgreSQL, and this connection is of type "
+            f"{connection.conn_type!r}; choose the type Postgres."
+        )
+    login, secret = quote(connection.login or "", safe=""), quote(connection.password or "", safe="")
+    who = f"{login}:{secret}@" if secret else f"{login}@" if login else ""
+    port = f":{connection.port}" if connection.port else ""
+    options = {key: value for key, value in connection.extra_dejson.items() if isinstance(value, str | int)}
+    query = f"?{urlencode(options)}" if options else ""
+    return f"postgresql+psycopg://{who}{connection.host or ''}{port}/{quote(connection.schema or '', safe='')}{query}"

@@ -1,0 +1,1 @@
+"""Tasks that take people from the ledger to Criteo."""

@@ -1,0 +1,121 @@
+"""CriteoAudienceUploadOperator: takes people from the sources to Criteo, until there is nothing left to do."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk import AssetAlias, BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from criteo_provider.hooks import airflow_inside, assets
+from criteo_provider.hooks.surroundings import open_house
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from criteo_provider.wiring import House, Progress, StepNumbers
+
+# Long enough that a backfill is not slowed by starting tasks, short enough that a deployment is not held up.
+LONGEST_DRAIN_S = 15 * 60.0
+
+
+class CriteoAudienceUploadOperator(BaseOperator):
+    """Enters new people and uploads whoever is due, side by side, until both are dry for one flush interval.
+
+    Returns counts only. Publishes an asset event for each audience people were synced to, and counters.
+    Nobody's failed upload fails the task: people stay pending in the ledger and are tried again for about 13 hours.
+
+    :param role: ``fresh`` takes new people, first attempts and short retries; ``retry`` the rest of what is due,
+        and skips itself when that is nothing
+    :param longest_drain_s: seconds after which the task ends even if there is more to do; the next run goes on
+    """
+
+    ui_color = "#ffe8d9"
+
+    def __init__(
+        self,
+        *,
+        role: Literal["fresh", "retry"] = "fresh",
+        longest_drain_s: float = LONGEST_DRAIN_S,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("outlets", [AssetAlias(assets.ALIAS)])
+        super().__init__(**kwargs)
+        self.role = role
+        self.longest_drain_s = longest_drain_s
+        self._stop: threading.Event | None = None
+
+    def execute(self, context: Context) -> dict[str, int]:
+        """Drain, then report what was done."""
+        self._stop = threading.Event()
+        with closing(open_house()) as house:
+            if self.role == "retry" and not house.waiting().retry:
+                raise AirflowSkipException("Nothing is due for another try.")
+            before = {(step.canvas, step.step): step for step in house.numbers()}
+            done = self._drain(house, self._stop)
+            moved = [
+                (step, step.synced - (known.synced if known else 0))
+                for step in house.numbers()
+                if step != (known := before.get((step.canvas, step.step)))
+            ]
+        self._show([step for step, _ in moved])
+        self._announce(moved, context)
+        return self._count(done)
+
+    def on_kill(self) -> None:
+        """Let the drain end after the requests in flight; what was claimed and not sent goes back by itself."""
+        if self._stop is not None:
+            # Called inside a signal handler of the thread that may be waiting on this very event.
+            threading.Thread(target=self._stop.set).start()
+
+    def _drain(self, house: House, stop: threading.Event) -> Progress:
+        self.log.info("::group::Progress")
+        done = house.drain(self.role, stop=stop, max_s=self.longest_drain_s, on_progress=self._tell)
+        self.log.info("::endgroup::")
+        return done
+
+    def _tell(self, progress: Progress) -> None:
+        self.log.info(
+            "%s people entered; %s requests, %s of them accepted, with %s identifiers",
+            *(f"{number:,}" for number in (progress.entered, progress.requests, progress.accepted, progress.identifiers)),
+        )
+
+    def _show(self, steps: Sequence[StepNumbers]) -> None:
+        """Log the seven metrics of the steps that moved."""
+        for step in steps:
+            numbers = {
+                "Entered": step.entered,
+                "Proceeded to Next Step": step.proceeded,
+                "Users Synced": step.synced,
+                "Users Not Synced": step.not_synced,
+                "Users Pending": step.pending,
+                "Users Errored": step.errored,
+                "Exited Canvas": step.exited,
+            }
+            said = ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+            self.log.info("%s, step %s (%s %r): %s", step.canvas, step.step, step.operation, step.audience, said)
+
+    def _announce(self, moved: Sequence[tuple[StepNumbers, int]], context: Context) -> None:
+        """Publish an asset event for each audience that people were newly synced to, with how many."""
+        events = context["outlet_events"][AssetAlias(assets.ALIAS)]
+        for step, synced in moved:
+            if synced > 0:
+                counts = {"operation": step.operation, "canvas": step.canvas, "step": step.step, "users": synced}
+                events.add(assets.audience_asset(step.ad_account, step.audience), extra=dict(counts))
+
+    def _count(self, done: Progress) -> dict[str, int]:
+        """Add to Airflow's metrics, and return the same counts for XCom."""
+        counts = {
+            "entered": done.entered,
+            "requests": done.requests,
+            "accepted_requests": done.accepted,
+            "identifiers": done.identifiers,
+            "errored": done.given_up,
+        }
+        for name, number in counts.items():
+            airflow_inside.count(f"criteo_audience_sync.{name}", number)
+        return counts

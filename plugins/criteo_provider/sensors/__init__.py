@@ -1,0 +1,1 @@
+"""Tasks that wait for people without holding a worker slot."""

@@ -1,0 +1,1 @@
+"""Canvases: read from YAML, checked in plain words, handed on as plain objects."""

@@ -1,0 +1,146 @@
+"""The ``files`` source: every file of a folder once, oldest first, and only after all of it was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from criteo_provider.core.errors import SourceFailed
+from criteo_provider.core.ports import Columns, Json, Look, Page
+from criteo_provider.sources.file_formats import Batch, Reader, Unreadable, reader_for
+from criteo_provider.sources.folders import FileRef, Folder
+
+SETTLED_S = 2.0
+_CLOCKS_DIFFER_S = 60.0
+_ASKED_AT_ONCE = 500
+_TROUBLES_SHOWN = 3
+
+Seen = Callable[[Collection[str]], set[str]]
+
+
+class FilesSource:
+    """Rows of Parquet, CSV and NDJSON files; each version (path and ETag, or size and time) once.
+
+    ``root`` as for ``Folder``. A file is read from end to end before its first row is given out, so nothing
+    of a damaged or half-written one goes on; it is named in SourceFailed after all others have been given,
+    and read when it has been put there again. Files changed less than 2 s ago wait. A file that is
+    interrupted goes on at its next row: the position is ``{unit: rows given}`` of unfinished files. Memory:
+    one page.
+    """
+
+    def __init__(
+        self,
+        root: Any,
+        *,
+        columns: Sequence[str],
+        now_us: Callable[[], int],
+        pattern: str = "*",
+        file_format: str | None = None,
+    ) -> None:
+        self._folder = Folder(root, pattern)
+        self._columns = tuple(dict.fromkeys(columns))
+        self._now_us = now_us
+        self._pattern = pattern
+        self._format = file_format
+        self._finished: set[str] = set()
+
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
+        """Tell whether there is a settled file that is not finished: one listing of the folder."""
+        return bool(self._waiting(seen))
+
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+        """Yield the rows of all waiting files; small files share a page, an empty page ends empty ones."""
+        troubles: list[str] = []
+        progress = {unit: int(str(rows)) for unit, rows in position.items()} if isinstance(position, dict) else {}
+        yield from _gathered(self._pieces(progress, max_rows, seen, troubles), max_rows)
+        if troubles:
+            more = len(troubles) - _TROUBLES_SHOWN
+            raise SourceFailed(
+                f"{'; '.join(troubles[:_TROUBLES_SHOWN])}{f'; and {more} more files' if more > 0 else ''}. "
+                "Nothing of such a file is entered; put a complete one in its place"
+            )
+
+    def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
+        """Nothing comes late into a file: a changed file is a new one."""
+        yield Page({}, 0, look.upto), None
+
+    def _waiting(self, seen: Seen) -> list[FileRef]:
+        try:
+            there = [file for file in self._folder.files() if self._is_ours(file) and self._is_settled(file)]
+        except Exception as error:
+            raise SourceFailed(f"the folder cannot be listed now: {type(error).__name__}") from None
+        unknown = [file.unit for file in there if file.unit not in self._finished]
+        for start in range(0, len(unknown), _ASKED_AT_ONCE):
+            self._finished |= seen(unknown[start : start + _ASKED_AT_ONCE])
+        return [file for file in there if file.unit not in self._finished]
+
+    def _is_ours(self, file: FileRef) -> bool:
+        """Without a pattern, files of other kinds may lie beside ours; with one, they are spoken of."""
+        return self._pattern != "*" or reader_for(file.name, self._format) is not None
+
+    def _is_settled(self, file: FileRef) -> bool:
+        age_s = self._now_us() / 1e6 - file.modified_s
+        return age_s >= SETTLED_S or age_s < -_CLOCKS_DIFFER_S
+
+    def _pieces(self, progress: dict[str, int], max_rows: int, seen: Seen, troubles: list[str]) -> Iterator[Page]:
+        for file in self._waiting(seen):
+            try:
+                yield from self._pieces_of(file, progress, max_rows)
+            except FileNotFoundError:  # gone since it was listed
+                continue
+            except Unreadable as fault:
+                troubles.append(f"{file.name}, {fault}")
+            except Exception as error:
+                troubles.append(f"{file.name} cannot be read now ({type(error).__name__})")
+
+    def _pieces_of(self, file: FileRef, progress: dict[str, int], max_rows: int) -> Iterator[Page]:
+        reader = reader_for(file.name, self._format)
+        if reader is None:
+            raise Unreadable("its format is not known: name it with `format: parquet`, `csv`, `tsv` or `ndjson`")
+        if file.unit not in progress:
+            for _ in self._batches(reader, file, 0, max_rows):
+                pass
+            if file.unit not in {other.unit for other in self._folder.files()}:
+                return  # it was still being written: the next look finds its new version
+        for batch, is_last in _with_last(self._batches(reader, file, progress.get(file.unit, 0), max_rows)):
+            progress[file.unit] = progress.get(file.unit, 0) + batch.rows
+            if is_last:
+                del progress[file.unit]
+            completes = (file.unit,) if is_last else ()
+            yield Page(batch.columns(), batch.rows, dict(progress), completes)
+
+    def _batches(self, reader: Reader, file: FileRef, skip: int, batch_rows: int) -> Iterator[Batch]:
+        with self._folder.open(file) as stream:
+            yield from reader(stream, self._columns, skip, batch_rows)
+
+
+def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Say of each batch whether it is the last; a file without (further) rows is one empty batch."""
+    held = next(batches, Batch(0, dict))
+    for batch in batches:
+        yield held, False
+        held = batch
+    yield held, True
+
+
+def _gathered(pages: Iterator[Page], max_rows: int) -> Iterator[Page]:
+    """Put neighbouring pages together as long as they fit."""
+    held: list[Page] = []
+    for page in pages:
+        if held and sum(other.rows for other in held) + page.rows > max_rows:
+            yield _joined(held)
+            held = []
+        held.append(page)
+    if held:
+        yield _joined(held)
+
+
+def _joined(pages: list[Page]) -> Page:
+    if len(pages) == 1:
+        return pages[0]
+    filled = [page.columns for page in pages if page.rows]
+    columns: Columns = {
+        name: [value for part in filled for value in part[name]] for name in (filled[0] if filled else ())
+    }
+    completes = tuple(unit for page in pages for unit in page.completes)
+    return Page(columns, sum(page.rows for page in pages), pages[-1].position, completes)

@@ -1,0 +1,276 @@
+"""The ``sql`` source: a SELECT read forward by a keyset cursor, with late commits found by a further look."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from criteo_provider.core.errors import CriteoSyncError, Misconfigured, SourceFailed
+from criteo_provider.core.ports import Json, Look, Page
+from criteo_provider.sources import late_commits
+from criteo_provider.sources.cursor_values import decode_row, encode_row
+from criteo_provider.sources.keyset import Keyset, Statement
+
+LOOK_ROWS = 50_000
+
+Row = Sequence[object]
+
+
+class DbApiConnection(Protocol):
+    """What is used of a DB-API 2.0 connection (PEP 249)."""
+
+    def cursor(self) -> Any:
+        """Open a cursor."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class SqlSource:
+    """Rows of a segment in the order of its cursor columns, each exactly once, though writers commit late.
+
+    ``connect`` opens a DB-API connection; one is kept per thread, never inside a transaction. ``cursor``
+    names the columns that say how new a row is, most significant first; together they should be unique (a
+    time of change and the primary key) and never go down for a changed row. ``late_commit_s`` promises that
+    a transaction that writes here takes at most that long; 0 means a single writer. ``user_key`` helps to
+    tell late rows from known ones. Rows without a value in a cursor column are refused at the first reading
+    and left out later, until they have one; rows stamped in the future wait for their time. Memory: one page
+    of ``max_rows`` rows.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], DbApiConnection],
+        *,
+        query: str,
+        cursor: Sequence[str],
+        columns: Sequence[str],
+        now_us: Callable[[], int],
+        user_key: str | None = None,
+        paramstyle: str = "qmark",
+        late_commit_s: float = 60.0,
+        first_look_s: float = late_commits.FIRST_LOOK_S,
+        quote: str = '"',
+        name: str = "the segment's query",
+    ) -> None:
+        self._connect = connect
+        self._keyset = Keyset(query, paramstyle=paramstyle, quote=quote)
+        self._cursor = tuple(cursor)
+        self._columns = tuple(dict.fromkeys(columns))
+        self._fetched = tuple(dict.fromkeys([*cursor, *columns, *([user_key] if user_key else [])]))
+        self._user_key = user_key
+        self._now_us = now_us
+        self._late_commit_s = late_commit_s
+        self._first_look_s = first_look_s
+        self._name = name
+        self._there: dict[str, str] | None = None
+        self._kept: dict[int, DbApiConnection] = {}  # by thread: sqlite3 demands it
+        weakref.finalize(self, _close, self._kept)
+
+    def is_ahead(self, position: Json, seen: Callable[[Collection[str]], set[str]]) -> bool:
+        """Tell whether a row waits behind ``position``: one or two index look-ups."""
+        rows = self._rows(decode_row(position, self._cursor), None, limit=1)
+        return bool(self._due(rows))
+
+    def pages(self, position: Json, *, max_rows: int, seen: Callable[[Collection[str]], set[str]]) -> Iterator[Page]:
+        """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
+        if position is None:
+            self._refuse_empty_cursors()
+        more = True
+        while more:
+            rows, more = self._stretch(decode_row(position, self._cursor), None, limit=max_rows)
+            if not rows:
+                return
+            upto = self._position_of(rows[-1])
+            yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
+            position = upto
+
+    def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
+        """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
+        after, upto, more = look.after, decode_row(look.upto, self._cursor), True
+        new: list[Row] = []
+        new_marks: list[bytes] = []
+        while more and not new:
+            rows, more = self._stretch(decode_row(after, self._cursor), upto, limit=LOOK_ROWS)
+            found = self._marks(rows)
+            indexes = late_commits.unmarked(found, look.marks)
+            new, new_marks = [rows[index] for index in indexes], [found[index] for index in indexes]
+            after = self._position_of(rows[-1]) if rows else after
+        page = Page(self._as_columns(new), len(new), look.upto)
+        if more and look.last:
+            # More than a page came late: go on behind it at once. What was read of it is settled.
+            yield page, Look(after, look.upto, look.marks, due_after_s=0.0, last=True)
+        else:
+            yield page, self._next_look(look, upto, look.marks + b"".join(new_marks))
+
+    def close(self) -> None:
+        """Close the connections kept; the next call opens another."""
+        _close(self._kept)
+
+    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[list[Row], bool]:
+        """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together."""
+        # One row more than wanted shows where the next page begins.
+        rows = self._rows(after, upto, limit=limit + 1)
+        more = len(rows) > limit
+        if more:
+            rows = rows[: self._end_of_groups(rows)]
+        due = rows if upto is not None else self._due(rows)
+        return due, more and len(due) == len(rows)
+
+    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> list[Row]:
+        names = self._names()
+        statements = self._keyset.ranges(
+            [names[column] for column in self._fetched],
+            [names[column] for column in self._cursor],
+            after=after,
+            upto=upto,
+            limit=limit,
+        )
+        rows: list[Row] = []
+        for statement in statements:
+            rows += self._read(statement)[0][: limit - len(rows)]
+            if len(rows) == limit:
+                break
+        return rows
+
+    def _end_of_groups(self, rows: list[Row]) -> int:
+        """Return where the rows end that do not share the cursor value of the last one."""
+        width = len(self._cursor)
+        following = tuple(rows[-1][:width])
+        for end in range(len(rows) - 1, 0, -1):
+            if tuple(rows[end - 1][:width]) != following:
+                return end
+        raise Misconfigured(
+            f"{self._name}: more than {len(rows) - 1} rows share one value of the cursor "
+            f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
+        )
+
+    def _due(self, rows: list[Row]) -> list[Row]:
+        """Leave out the rows at the end that are stamped in the future."""
+        now_s = self._now_us() / 1e6
+        end = len(rows)
+        while end and late_commits.is_ahead_of_its_time(rows[end - 1][0], now_s):
+            end -= 1
+        return rows[:end]
+
+    def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
+        left_s = late_commits.unsettled_s(rows[-1][0], now_s=self._now_us() / 1e6, late_commit_s=self._late_commit_s)
+        if left_s <= 0:
+            return None
+        marks = b"".join(self._marks(rows))
+        return late_commits.first_look(after, upto, marks, unsettled_s=left_s, first_look_s=self._first_look_s)
+
+    def _next_look(self, look: Look, upto: Row | None, marks: bytes) -> Look | None:
+        left_s = late_commits.unsettled_s(
+            upto[0] if upto else None,
+            now_s=self._now_us() / 1e6,
+            late_commit_s=self._late_commit_s,
+            since_read_s=late_commits.since_read_s(look, self._first_look_s),
+        )
+        return late_commits.next_look(look, marks, unsettled_s=left_s)
+
+    def _marks(self, rows: list[Row]) -> list[bytes]:
+        naming = [self._fetched.index(column) for column in self._cursor]
+        if self._user_key is not None and self._user_key not in self._cursor:
+            naming.append(self._fetched.index(self._user_key))
+        return late_commits.marks_of([[row[index] for row in rows] for index in naming])
+
+    def _position_of(self, row: Row) -> Json:
+        return encode_row(row[: len(self._cursor)], self._cursor)
+
+    def _as_columns(self, rows: list[Row]) -> dict[str, Sequence[object]]:
+        values = list(zip(*rows, strict=True)) if rows else [()] * len(self._fetched)
+        by_name = dict(zip(self._fetched, values, strict=True))
+        return {column: by_name[column] for column in self._columns}
+
+    def _refuse_empty_cursors(self) -> None:
+        for column in self._cursor:
+            if self._read(self._keyset.without_value(self._names()[column]))[0]:
+                raise Misconfigured(
+                    f"{self._name}: some rows have no value in the cursor column {column!r}, so they would "
+                    f"never be read; add `WHERE {column} IS NOT NULL` to the query, or use COALESCE"
+                )
+
+    def _names(self) -> dict[str, str]:
+        """Map declared names to those the database gives, which may differ in case (Snowflake, Oracle)."""
+        if self._there is None:
+            _, there = self._read(self._keyset.describe())
+            self._there = {column: _found(column, there, self._name) for column in self._fetched}
+        return self._there
+
+    def _read(self, statement: Statement) -> tuple[list[Row], list[str]]:
+        thread = threading.get_ident()
+        if thread in self._kept:
+            try:
+                return _run(self._kept[thread], statement)
+            except Exception:  # it may have died while idle: once more on a new one
+                self._drop(thread)
+        try:
+            self._kept[thread] = self._connect()
+            return _run(self._kept[thread], statement)
+        except CriteoSyncError:
+            raise
+        except Exception as error:
+            self._drop(thread)
+            # The driver's own text may quote rows, so the chain ends here.
+            raise SourceFailed(f"{self._name} cannot be read now: {_reason(error)}") from None
+
+    def _drop(self, thread: int) -> None:
+        _close({thread: self._kept.pop(thread)} if thread in self._kept else {})
+
+
+def _close(kept: dict[int, DbApiConnection]) -> None:
+    while kept:
+        _, connection = kept.popitem()
+        with suppress(Exception):
+            connection.close()
+
+
+def _run(connection: DbApiConnection, statement: Statement) -> tuple[list[Row], list[str]]:
+    cursor = connection.cursor()
+    try:
+        if statement.parameters:
+            cursor.execute(statement.sql, statement.parameters)
+        else:
+            cursor.execute(statement.sql)
+        return list(cursor.fetchall()), [column[0] for column in cursor.description]
+    finally:
+        cursor.close()
+        with suppress(Exception):  # some drivers have no transactions, or none open
+            connection.rollback()  # type: ignore[attr-defined]
+
+
+def _found(column: str, there: Sequence[str], name: str) -> str:
+    if column in there:
+        return column
+    alike = [other for other in there if other.lower() == column.lower()]
+    if len(alike) == 1:
+        return alike[0]
+    raise Misconfigured(
+        f"{name} gives no column {column!r}; it gives: {', '.join(there)}. "
+        "Add it to the SELECT, or correct the name in the canvas"
+    )
+
+
+_HARMLESS = re.compile(
+    r"no such (table|column)|does not exist|syntax error|connect|password|permission|locked|unable to open"
+)
+_HARMLESS_STATES = ("08", "28", "42", "57")  # connection, login, statement, operator intervention
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong without the value of a row: kind, SQLSTATE, and the text where it is harmless."""
+    kind = type(error).__name__
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    text = (str(error).splitlines() or [""])[0][:200]
+    harmless = str(state)[:2] in _HARMLESS_STATES if state else _HARMLESS.search(text) is not None
+    shown = [
+        kind,
+        *([str(state)] if state else []),
+        *([text] if text and harmless and "@" not in text else []),
+    ]
+    return ": ".join(shown)

@@ -1,0 +1,1 @@
+"""The SQL floor: the ledger, the pacer and the numbers, on SQLite and PostgreSQL."""

@@ -1,0 +1,360 @@
+"""Claiming: which request is next, who owns it and until when. A claim touches small rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from criteo_provider.core.model import (
+    MAX_IDENTIFIERS,
+    ClaimedPart,
+    ClaimedRequest,
+    Operation,
+    PartState,
+    Role,
+)
+from criteo_provider.store.intents import drop_superseded
+from criteo_provider.store.schema import audience, canvas, part, request, step, trouble
+from criteo_provider.store.standings import spans_from_text
+
+# A merged request of many small chunks must still settle in one short transaction.
+MAX_PARTS = 2_000
+# Every fourth request of an audience starts with its newest chunk, so fresh people do not queue behind a backfill.
+FRESH_TURN = 4
+# Retries due within the first few attempts stay with the high-frequency DAG; the rest belongs to the retry DAG.
+SHORT_ATTEMPTS = 3
+# Claims are serialised on PostgreSQL as SQLite serialises them by itself; the number is only a name.
+_CLAIM_LOCK = 0x43524954454F
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What could go into one request next: one audience, operation and identifier type, with something due."""
+
+    audience_id: int
+    operation: Operation
+    identifier_type: str
+    gum_caller_id: int | None
+    criteo_id: str
+    ad_account: str
+    served: int
+    served_us: int
+    turn: str | None
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTerms:
+    """Who claims, for which connection and DAG, and for how long a claim holds without an answer."""
+
+    connection_id: str
+    role: Role
+    owner: str
+    lease_s: float
+
+
+def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedRequest | None:
+    """Claim the next request of a connection, or None when nothing may be sent now."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+    reclaim_expired(connection, now_us=now_us)
+    probes = _probing(connection, terms.connection_id, now_us)
+    lanes = [lane for lane in _lanes(connection, terms, now_us) if probes.admits(lane)]
+    if not lanes:
+        return None
+    in_flight = _in_flight(connection, {lane.audience_id for lane in lanes}, now_us)
+    lane = _choose(connection, lanes, in_flight)
+    if lane is None:
+        return None
+    rows = _parts(connection, lane, terms, now_us, newest_first=_is_fresh_turn(lane))
+    rows = drop_superseded(connection, rows, now_us=now_us)
+    if not rows:
+        return None
+    claimed = _take(connection, lane, rows, terms, now_us, is_probe=probes.is_probe(lane))
+    if claimed.is_probe:
+        probes.put_off(connection, lane, now_us)
+    return claimed
+
+
+def reclaim_expired(connection: Connection, *, now_us: int) -> int:
+    """Open the parts of requests whose owner has let the lease run out; return how many requests that were."""
+    lost = connection.execute(
+        select(request.c.id).where(request.c.state == "in_flight", request.c.lease_until_us < now_us)
+    ).scalars()
+    ids = list(lost)
+    if ids:
+        connection.execute(
+            update(part)
+            .where(part.c.request_id.in_(ids), part.c.state == PartState.CLAIMED)
+            .values(state=PartState.OPEN, request_id=None, due_us=now_us)
+        )
+        connection.execute(
+            update(request).where(request.c.id.in_(ids)).values(state="expired", ended_us=now_us, code="owner-lost")
+        )
+    return len(ids)
+
+
+def sendable(role: Role, now_us: int) -> ColumnElement[bool]:
+    """The condition on parts that ``role`` may send now; steps must be joined."""
+    mine = part.c.attempts < SHORT_ATTEMPTS if role is Role.FRESH else part.c.attempts > 0
+    not_over = or_(part.c.deadline_us.is_(None), part.c.deadline_us > now_us)
+    return and_(part.c.state == PartState.OPEN, part.c.due_us <= now_us, step.c.declared, mine, not_over)
+
+
+def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]:
+    query = (
+        select(
+            part.c.audience_id,
+            part.c.operation,
+            part.c.identifier_type,
+            part.c.gum_caller_id,
+            audience.c.criteo_id,
+            audience.c.ad_account,
+            audience.c.served,
+            audience.c.served_us,
+            audience.c.turn,
+            func.min(part.c.intent_us).label("oldest_us"),
+            func.max(part.c.intent_us).label("newest_us"),
+            func.min(part.c.id).label("first_id"),
+            func.max(part.c.id).label("last_id"),
+        )
+        .join(step, step.c.id == part.c.step_id)
+        .join(audience, audience.c.id == part.c.audience_id)
+        .where(
+            audience.c.connection_id == terms.connection_id,
+            audience.c.criteo_id.is_not(None),
+            sendable(terms.role, now_us),
+        )
+        .group_by(part.c.audience_id, part.c.operation, part.c.identifier_type, part.c.gum_caller_id, audience.c.id)
+    )
+    return [
+        Lane(
+            row.audience_id,
+            Operation(row.operation),
+            row.identifier_type,
+            row.gum_caller_id,
+            row.criteo_id,
+            row.ad_account,
+            row.served,
+            row.served_us,
+            row.turn,
+            (row.oldest_us, row.first_id),
+            (row.newest_us, row.last_id),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, set[str]]) -> Lane | None:
+    """Serve the audience that has waited longest; inside it the sign whose turn it is, then the oldest intent."""
+    by_audience: dict[int, list[Lane]] = {}
+    for lane in lanes:
+        by_audience.setdefault(lane.audience_id, []).append(lane)
+    for candidates in sorted(by_audience.values(), key=lambda group: (group[0].served_us, group[0].audience_id)):
+        wanted = _wanted(candidates)
+        if wanted.operation.opposite.value not in in_flight.get(wanted.audience_id, ()):
+            return wanted
+        # The other sign is in flight: nobody else of this audience may start until this sign had its turn.
+        if wanted.turn != wanted.operation.value:
+            connection.execute(
+                update(audience).where(audience.c.id == wanted.audience_id).values(turn=wanted.operation.value)
+            )
+    return None
+
+
+def _wanted(candidates: Sequence[Lane]) -> Lane:
+    turn = [lane for lane in candidates if lane.turn == lane.operation.value]
+    if not turn and _is_fresh_turn(candidates[0]):
+        return max(candidates, key=lambda lane: lane.newest)
+    return min(turn or candidates, key=lambda lane: lane.oldest)
+
+
+def _is_fresh_turn(lane: Lane) -> bool:
+    return lane.served % FRESH_TURN == FRESH_TURN - 1
+
+
+def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *, newest_first: bool) -> list[Row[Any]]:
+    order = (part.c.intent_us.desc(), part.c.id.desc()) if newest_first else (part.c.intent_us.asc(), part.c.id.asc())
+    query = (
+        select(part)
+        .join(step, step.c.id == part.c.step_id)
+        .where(
+            part.c.audience_id == lane.audience_id,
+            part.c.operation == lane.operation.value,
+            part.c.identifier_type == lane.identifier_type,
+            part.c.gum_caller_id.is_not_distinct_from(lane.gum_caller_id),
+            sendable(terms.role, now_us),
+        )
+        # What is being narrowed goes last and alone.
+        .order_by(part.c.narrow_level.asc(), *order)
+        .limit(MAX_PARTS)
+    )
+    if connection.dialect.name == "postgresql":
+        query = query.with_for_update(of=part, skip_locked=True)
+    rows = connection.execute(query).all()
+    return _fill(rows)
+
+
+def _fill(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    if not rows or rows[0].narrow_level:
+        return list(rows[:1])
+    taken, room = [], MAX_IDENTIFIERS
+    for row in rows:
+        if row.narrow_level == 0 and row.identifiers <= room:
+            taken.append(row)
+            room -= row.identifiers
+    return taken
+
+
+def _take(
+    connection: Connection,
+    lane: Lane,
+    rows: Sequence[Row[Any]],
+    terms: ClaimTerms,
+    now_us: int,
+    *,
+    is_probe: bool,
+) -> ClaimedRequest:
+    lease_until_us = now_us + round(terms.lease_s * 1e6)
+    request_id = int(
+        connection.execute(
+            insert(request)
+            .values(
+                audience_id=lane.audience_id,
+                operation=lane.operation.value,
+                identifier_type=lane.identifier_type,
+                identifiers=sum(row.identifiers for row in rows),
+                parts=len(rows),
+                owner=terms.owner,
+                role=terms.role.value,
+                claimed_us=now_us,
+                lease_until_us=lease_until_us,
+                state="in_flight",
+                narrow_root=rows[0].narrow_root,
+            )
+            .returning(request.c.id)
+        ).scalar_one()
+    )
+    patience = (
+        select(canvas.c.retry_for_us)
+        .join(step, step.c.canvas_id == canvas.c.id)
+        .where(step.c.id == part.c.step_id)
+        .scalar_subquery()
+    )
+    connection.execute(
+        update(part)
+        .where(part.c.id.in_([row.id for row in rows]))
+        .values(
+            state=PartState.CLAIMED,
+            request_id=request_id,
+            attempts=part.c.attempts + 1,
+            deadline_us=func.coalesce(part.c.deadline_us, literal(now_us, BigInteger) + patience),
+        )
+    )
+    connection.execute(
+        update(audience)
+        .where(audience.c.id == lane.audience_id)
+        .values(served=audience.c.served + 1, served_us=now_us, turn=None)
+    )
+    return ClaimedRequest(
+        request_id,
+        lane.audience_id,
+        lane.criteo_id,
+        lane.ad_account,
+        lane.operation,
+        lane.identifier_type,
+        lane.gum_caller_id,
+        tuple(_claimed_part(row) for row in rows),
+        lease_until_us,
+        is_probe,
+    )
+
+
+def _claimed_part(row: Row[Any]) -> ClaimedPart:
+    return ClaimedPart(
+        row.id,
+        row.stage_id,
+        row.chunk_id,
+        row.form,
+        spans_from_text(row.spans),
+        row.identifiers,
+        row.attempts + 1,
+        row.narrow_level,
+        row.narrow_root,
+        row.intent_us,
+    )
+
+
+def _in_flight(connection: Connection, audience_ids: Iterable[int], now_us: int) -> dict[int, set[str]]:
+    """Which signs may still reach Criteo; a lost answer counts until its lease is over."""
+    query = select(request.c.audience_id, request.c.operation).where(
+        request.c.audience_id.in_(list(audience_ids)),
+        or_(request.c.state == "in_flight", request.c.state == "unknown"),
+        request.c.lease_until_us >= now_us,
+    )
+    signs: dict[int, set[str]] = {}
+    for row in connection.execute(query):
+        signs.setdefault(row.audience_id, set()).add(row.operation)
+    return signs
+
+
+class _Troubles:
+    """The open troubles of a connection: what is stopped, and what may go through as a probe."""
+
+    def __init__(self, connection_id: str, rows: Sequence[Row[Any]], now_us: int) -> None:
+        self._connection_id = connection_id
+        self._due = {(row.scope, row.key): row.next_probe_us <= now_us for row in rows}
+
+    def admits(self, lane: Lane) -> bool:
+        """Whether nothing stops this lane, or all that stops it wants a probe now."""
+        return all(self._due.get(key, True) for key in self._keys(lane))
+
+    def is_probe(self, lane: Lane) -> bool:
+        """Whether a request of this lane is a probe."""
+        return any(key in self._due for key in self._keys(lane))
+
+    def put_off(self, connection: Connection, lane: Lane, now_us: int) -> None:
+        """Let nobody else probe before the next time: a minute, falling to once in 15 minutes."""
+        for scope, key in self._keys(lane):
+            put_off_probe(connection, scope, key, now_us=now_us)
+
+    def _keys(self, lane: Lane) -> tuple[tuple[str, str], ...]:
+        return (
+            ("connection", self._connection_id),
+            ("ad_account", f"{self._connection_id}/{lane.ad_account}"),
+            ("audience", str(lane.audience_id)),
+        )
+
+
+def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
+    """Set the next probe of a trouble: one minute from now, doubling to fifteen."""
+    wait_us = func.min if connection.dialect.name == "sqlite" else func.least
+    connection.execute(
+        update(trouble)
+        .where(trouble.c.scope == scope, trouble.c.key == key)
+        .values(
+            probes=trouble.c.probes + 1,
+            next_probe_us=literal(now_us, BigInteger) + wait_us(60_000_000 * (trouble.c.probes + 1), 900_000_000),
+        )
+    )
+
+
+def _probing(connection: Connection, connection_id: str, now_us: int) -> _Troubles:
+    return _Troubles(connection_id, connection.execute(select(trouble)).all(), now_us)

@@ -1,0 +1,167 @@
+"""Telling the ledger what the canvas files say now, while people of older versions are still in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+
+from criteo_provider.core.identifiers import Form
+from criteo_provider.core.model import (
+    AudienceKey,
+    CanvasDeclaration,
+    Operation,
+    PartState,
+    Reason,
+    StepDeclaration,
+    StepPlan,
+)
+from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
+from criteo_provider.store.standings import refold, slices
+
+
+def declare(
+    connection: Connection, declarations: Sequence[CanvasDeclaration], *, now_us: int
+) -> dict[str, tuple[StepPlan, ...]]:
+    """Make the ledger agree with ``declarations`` (all canvases there are) and return the step plans per canvas.
+
+    A changed audience or operation applies to new entries; a field no longer chosen is never sent again; a step or
+    canvas that is gone holds its people until it is declared again or dropped.
+    """
+    plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
+    connection.execute(update(canvas).where(canvas.c.id.not_in(plans), canvas.c.declared).values(declared=False))
+    connection.execute(update(step).where(step.c.canvas_id.not_in(plans), step.c.declared).values(declared=False))
+    return plans
+
+
+def drop(connection: Connection, canvas_id: str, step_name: str, *, now_us: int) -> int:
+    """Close everything still open in a step that is no longer declared; return how many parts that were."""
+    found = connection.execute(
+        select(step.c.id).where(step.c.canvas_id == canvas_id, step.c.name == step_name, ~step.c.declared)
+    ).scalar()
+    if found is None:
+        return 0
+    open_parts = part.c.step_id == found, part.c.state.in_((PartState.WAITING, PartState.OPEN))
+    stage_ids = set(connection.execute(select(part.c.stage_id).where(*open_parts)).scalars())
+    closed = connection.execute(
+        update(part).where(*open_parts).values(state=PartState.CLOSED, reason=Reason.DROPPED)
+    ).rowcount
+    refold(connection, stage_ids, cause=f"drop:{canvas_id}/{step_name}", now_us=now_us)
+    return closed
+
+
+def _declare_canvas(connection: Connection, declared: CanvasDeclaration, now_us: int) -> tuple[StepPlan, ...]:
+    values = {
+        "name": declared.name,
+        "owner": declared.owner,
+        "connection_id": declared.connection_id,
+        "retry_for_us": round(declared.retry_for_s * 1e6),
+        "fingerprint": declared.fingerprint,
+        "declared": True,
+    }
+    known = connection.execute(select(canvas.c.id).where(canvas.c.id == declared.canvas_id)).scalar()
+    if known is None:
+        connection.execute(insert(canvas).values(id=declared.canvas_id, launched_us=now_us, **values))
+        connection.execute(insert(source_cursor).values(canvas_id=declared.canvas_id, position="null", version=0))
+    else:
+        connection.execute(update(canvas).where(canvas.c.id == known).values(**values))
+    plans = tuple(_declare_step(connection, declared.canvas_id, one, now_us) for one in declared.steps)
+    connection.execute(
+        update(step)
+        .where(step.c.canvas_id == declared.canvas_id, step.c.name.not_in([one.name for one in declared.steps]))
+        .values(declared=False)
+    )
+    return plans
+
+
+def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclaration, now_us: int) -> StepPlan:
+    step_id = connection.execute(
+        select(step.c.id).where(step.c.canvas_id == canvas_id, step.c.name == declared.name)
+    ).scalar()
+    if step_id is None:
+        values = {
+            "canvas_id": canvas_id,
+            "name": declared.name,
+            "position": declared.position,
+            "declared": True,
+        }
+        step_id = connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one()
+    audience_id = _audience_id(connection, declared.audience)
+    version_id = _version_id(connection, step_id, audience_id, declared, now_us)
+    connection.execute(
+        update(step)
+        .where(step.c.id == step_id)
+        .values(position=declared.position, declared=True, version_id=version_id)
+    )
+    return StepPlan(
+        step_id,
+        version_id,
+        audience_id,
+        declared.operation,
+        declared.fields,
+        declared.delay_s,
+        declared.is_last,
+    )
+
+
+def _version_id(connection: Connection, step_id: int, audience_id: int, declared: StepDeclaration, now_us: int) -> int:
+    values = {
+        "audience_id": audience_id,
+        "operation": declared.operation.value,
+        "fields": msgspec.json.encode(sorted(declared.fields)).decode(),
+        "delay_s": int(declared.delay_s),
+        "is_last": declared.is_last,
+    }
+    latest = connection.execute(
+        select(step_version).join(step, step.c.version_id == step_version.c.id).where(step.c.id == step_id)
+    ).one_or_none()
+    if latest is not None and all(getattr(latest, name) == value for name, value in values.items()):
+        return int(latest.id)
+    if latest is not None:
+        _close_removed_fields(connection, step_id, set(declared.fields), now_us)
+    query = insert(step_version).values(step_id=step_id, since_us=now_us, **values).returning(step_version.c.id)
+    return int(connection.execute(query).scalar_one())
+
+
+def _close_removed_fields(connection: Connection, step_id: int, chosen: set[str], now_us: int) -> None:
+    forms = [form.value for form in Form if form.field not in chosen]
+    doomed = (
+        part.c.step_id == step_id,
+        part.c.form.in_(forms),
+        part.c.state.in_((PartState.WAITING, PartState.OPEN)),
+    )
+    stage_ids = sorted(set(connection.execute(select(part.c.stage_id).where(*doomed)).scalars()))
+    closing = {"state": PartState.CLOSED, "reason": Reason.FIELD_NO_LONGER_CHOSEN}
+    for ids in slices(stage_ids):
+        connection.execute(select(stage.c.id).where(stage.c.id.in_(ids)).order_by(stage.c.id).with_for_update())
+    connection.execute(update(part).where(*doomed).values(closing))
+    refold(connection, stage_ids, cause=f"declare:{step_id}", now_us=now_us)
+
+
+def _audience_id(connection: Connection, key: AudienceKey) -> int:
+    where = (
+        audience.c.connection_id == key.connection_id,
+        audience.c.ad_account == key.ad_account,
+        audience.c.name == key.name,
+    )
+    found = connection.execute(select(audience.c.id).where(*where)).scalar()
+    if found is None:
+        values = {"connection_id": key.connection_id, "ad_account": key.ad_account, "name": key.name}
+        found = connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one()
+    return int(found)
+
+
+def creators(connection: Connection, audience_id: int) -> bool:
+    """Tell whether a declared step adds people to this audience: only such a step may create it."""
+    query = (
+        select(step.c.id)
+        .join(step_version, step_version.c.id == step.c.version_id)
+        .where(
+            step.c.declared,
+            step_version.c.audience_id == audience_id,
+            step_version.c.operation == Operation.ADD.value,
+        )
+        .limit(1)
+    )
+    return connection.execute(query).first() is not None

@@ -1,0 +1,79 @@
+"""Engines for the ledger and the pacer: durable, and patient with other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+
+# Sealing transactions stay under 50 ms, so a minute of patience means somebody is stuck, not busy.
+BUSY_TIMEOUT_S = 60
+
+
+def open_engine(url: str, *, pool_size: int = 20) -> Engine:
+    """Open ``url`` (``sqlite:////path`` or ``postgresql+psycopg://…``) so that a commit survives a power cut."""
+    if make_url(url).get_backend_name() == "sqlite":
+        return _sqlite(url, pool_size)
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10},
+    )
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file behind a SQLite ``url``, None for other engines."""
+    parsed = make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes; on SQLite it takes the write lock at once, so it never has to be repeated."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One consistent look at the ledger; nothing may be written in it."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield connection
+        connection.rollback()
+
+
+def _sqlite(url: str, pool_size: int) -> Engine:
+    path = sqlite_path(url)
+    if path is not None and path.name:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def settle_down(connection: Any, _record: Any) -> None:
+        # The driver must not open transactions by itself: writing() and reading() say which kind they want.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA temp_store = MEMORY")
+        cursor.close()
+
+    return engine

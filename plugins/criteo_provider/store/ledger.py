@@ -1,0 +1,297 @@
+"""The ledger: each verb is one transaction. Enter and upload meet here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine, Row, delete, select, update
+from sqlalchemy.exc import DBAPIError
+
+from criteo_provider.core import identifiers as forms
+from criteo_provider.core.errors import LostClaim
+from criteo_provider.core.model import (
+    CanvasDeclaration,
+    ClaimedPart,
+    ClaimedRequest,
+    CursorHold,
+    PartState,
+    SealedPeople,
+    StepPlan,
+)
+from criteo_provider.core.outcome import Outcome
+from criteo_provider.core.ports import Json, Look
+from criteo_provider.core.spans import slots
+from criteo_provider.store import claim as claiming
+from criteo_provider.store import declare, laws, metrics, seal, settle
+from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
+from criteo_provider.store.standings import spans_from_text
+
+T = TypeVar("T")
+_TRIES = 5
+# PostgreSQL ends one of two transactions that wait for each other; doing it again is the cure.
+_REPEATABLE = {"40P01", "40001"}
+
+
+class Ledger:
+    """All that is known of chunks, stages, uploads and cursors; thread-safe, one engine, no state of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    # --- canvases
+
+    def declare(self, declarations: Sequence[CanvasDeclaration], *, now_us: int) -> dict[str, tuple[StepPlan, ...]]:
+        """Make the ledger agree with all canvas files there are; return the step plans per canvas."""
+        return self._write(lambda connection: declare.declare(connection, declarations, now_us=now_us))
+
+    def drop(self, canvas_id: str, step_name: str, *, now_us: int) -> int:
+        """Give up the people held in a step that is no longer declared; return how many parts were closed."""
+        return self._write(lambda connection: declare.drop(connection, canvas_id, step_name, now_us=now_us))
+
+    # --- enter
+
+    def hold_cursor(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None:
+        """Take the right to read a source, None while another process has it; an expired lease may be taken."""
+
+        def verb(connection: Connection) -> CursorHold | None:
+            row = connection.execute(
+                update(source_cursor)
+                .where(
+                    source_cursor.c.canvas_id == canvas_id,
+                    (source_cursor.c.owner == owner) | (source_cursor.c.lease_until_us <= now_us),
+                )
+                .values(owner=owner, lease_until_us=now_us + round(lease_s * 1e6))
+                .returning(source_cursor.c.position, source_cursor.c.version)
+            ).one_or_none()
+            return CursorHold(canvas_id, owner, msgspec.json.decode(row.position), row.version) if row else None
+
+        return self._write(verb)
+
+    def release_cursor(self, hold: CursorHold) -> None:
+        """Let another process read this source."""
+        self._write(
+            lambda connection: connection.execute(
+                update(source_cursor)
+                .where(source_cursor.c.canvas_id == hold.canvas_id, source_cursor.c.owner == hold.owner)
+                .values(owner="", lease_until_us=0)
+            )
+        )
+
+    def source_failed(self, canvas_id: str, sentence: str, *, now_us: int) -> None:
+        """Remember that a source cannot be read; its cursor stays, and it is tried again less and less often."""
+        self.trouble("source", canvas_id, code="source-failed", sentence=sentence, now_us=now_us)
+
+    def seal(
+        self,
+        hold: CursorHold,
+        people: SealedPeople,
+        steps: Sequence[StepPlan],
+        *,
+        position: Json,
+        units: Sequence[str],
+        looks: Sequence[Look],
+        now_us: int,
+    ) -> CursorHold:
+        """Write a chunk, all that follows from it, and the cursor behind it; LostClaim when the cursor moved."""
+
+        def verb(connection: Connection) -> CursorHold:
+            moved = seal.move_cursor(connection, hold, position, now_us=now_us)
+            seal.complete_units(connection, hold.canvas_id, units, now_us=now_us)
+            for wanted in looks:
+                seal.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
+            seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us)
+            return moved
+
+        return self._write(verb)
+
+    def seal_late(
+        self,
+        look_id: int,
+        canvas_id: str,
+        people: SealedPeople,
+        steps: Sequence[StepPlan],
+        *,
+        again: Look | None,
+        now_us: int,
+    ) -> None:
+        """Write the people a second look has found, and end that look; LostClaim when another process did."""
+
+        def verb(connection: Connection) -> None:
+            if connection.execute(delete(look).where(look.c.id == look_id)).rowcount != 1:
+                raise LostClaim(f"Another process has taken the second look {look_id}.")
+            if again is not None:
+                seal.keep_look(connection, canvas_id, again, now_us=now_us)
+            seal.seal(connection, canvas_id, people, steps, now_us=now_us)
+
+        self._write(verb)
+
+    def due_looks(self, canvas_id: str, *, now_us: int, limit: int = 20) -> list[tuple[int, Look]]:
+        """Return stretches of a source that are to be read again now, oldest first."""
+        query = select(look).where(look.c.canvas_id == canvas_id, look.c.due_us <= now_us)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.order_by(look.c.due_us).limit(limit)).all()
+        decode = msgspec.json.decode
+        return [(row.id, Look(decode(row.after), decode(row.upto), bytes(row.marks), 0.0, row.last)) for row in rows]
+
+    def completed_units(self, canvas_id: str, units: Collection[str]) -> set[str]:
+        """Return those of ``units`` that were read to their end before."""
+        with self.engine.connect() as connection:
+            return seal.completed_units(connection, canvas_id, list(units))
+
+    def position(self, canvas_id: str) -> Json:
+        """Return where the cursor of a canvas stands."""
+        query = select(source_cursor.c.position).where(source_cursor.c.canvas_id == canvas_id)
+        with self.engine.connect() as connection:
+            text = connection.execute(query).scalar()
+        position: Json = msgspec.json.decode(text) if text else None
+        return position
+
+    def enter_due_steps(self, *, now_us: int) -> int:
+        """Let people reach the steps whose delays are over; return how many stages that were."""
+        return self._write(lambda connection: seal.enter_due_steps(connection, now_us=now_us))
+
+    # --- upload
+
+    def claim(self, terms: claiming.ClaimTerms, *, now_us: int) -> ClaimedRequest | None:
+        """Claim the next request, or None when nothing may be sent now."""
+        return self._write(lambda connection: claiming.claim(connection, terms, now_us=now_us))
+
+    def items(self, wanted: ClaimedPart) -> list[bytes]:
+        """Return the stored values of one part, in order, duplicates included."""
+        query = select(identifiers.c.present, identifiers.c.packed).where(
+            identifiers.c.chunk_id == wanted.chunk_id, identifiers.c.form == wanted.form
+        )
+        with self.engine.connect() as connection:
+            row = connection.execute(query).one()
+        values = forms.decode(bytes(row.packed), forms.Form(wanted.form))
+        stretches = slots(spans_from_text(row.present), wanted.spans)
+        return [value for first, last in stretches for value in values[first:last]]
+
+    def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
+        """Write what an answer means for everybody in the request; return how many parts were lost to others."""
+        return self._write(lambda connection: settle.settle(connection, claimed, outcome, now_us=now_us, jitter=jitter))
+
+    def release(self, claimed: ClaimedRequest, *, now_us: int) -> None:
+        """Give a claim back unsent."""
+        self._write(lambda connection: settle.release(connection, claimed, now_us=now_us))
+
+    def sweep(self, *, now_us: int) -> int:
+        """Take back expired claims, start the clocks of people held back, record who is past the deadline."""
+
+        def verb(connection: Connection) -> int:
+            claiming.reclaim_expired(connection, now_us=now_us)
+            settle.start_clocks(connection, now_us=now_us)
+            return settle.expire(connection, now_us=now_us)
+
+        return self._write(verb)
+
+    # --- audiences and troubles
+
+    def unresolved_audiences(
+        self, connection_id: str, *, now_us: int, lease_s: float
+    ) -> list[tuple[int, str, str, bool]]:
+        """Lease the audiences with people waiting that have no Criteo id yet: (id, ad account, name, may create)."""
+
+        def verb(connection: Connection) -> list[tuple[int, str, str, bool]]:
+            rows = connection.execute(
+                update(audience)
+                .where(
+                    audience.c.connection_id == connection_id,
+                    audience.c.criteo_id.is_(None),
+                    audience.c.resolver_until_us <= now_us,
+                    audience.c.id.in_(select(part.c.audience_id).where(part.c.state == PartState.OPEN)),
+                    ~metrics.stopped(now_us),
+                )
+                .values(resolver_until_us=now_us + round(lease_s * 1e6))
+                .returning(audience.c.id, audience.c.ad_account, audience.c.name)
+            ).all()
+            return [(row.id, row.ad_account, row.name, declare.creators(connection, row.id)) for row in rows]
+
+        return self._write(verb)
+
+    def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None:
+        """Remember under which id Criteo knows an audience."""
+
+        def verb(connection: Connection) -> None:
+            row = connection.execute(
+                update(audience)
+                .where(audience.c.id == audience_id)
+                .values(criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0)
+                .returning(audience.c.connection_id, audience.c.ad_account)
+            ).one()
+            settle.heal(connection, audience_id, row.connection_id, row.ad_account)
+
+        self._write(verb)
+
+    def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
+        """Remember a trouble; True when it is new."""
+
+        def verb(connection: Connection) -> bool:
+            new = settle.open_trouble(connection, scope, key, code=code, sentence=sentence, now_us=now_us)
+            if not new:
+                claiming.put_off_probe(connection, scope, key, now_us=now_us)
+            if scope == "audience":
+                query = update(audience).where(audience.c.id == int(key)).values(resolver_until_us=0)
+                connection.execute(query)
+            return new
+
+        return self._write(verb)
+
+    def healed(self, scope: str, key: str) -> None:
+        """Forget a trouble that is over."""
+        found = trouble.c.scope == scope, trouble.c.key == key
+        with self.engine.connect() as connection:
+            if connection.execute(select(trouble.c.key).where(*found)).first() is None:
+                return
+        self._write(lambda connection: connection.execute(delete(trouble).where(*found)))
+
+    def may_probe(self, scope: str, key: str, *, now_us: int) -> bool:
+        """Tell whether there is no such trouble, or it wants to be tried again now."""
+        query = select(trouble.c.next_probe_us).where(trouble.c.scope == scope, trouble.c.key == key)
+        with self.engine.connect() as connection:
+            return (connection.execute(query).scalar() or 0) <= now_us
+
+    def connections(self) -> list[str]:
+        """Return the Airflow connections that audiences are reached through."""
+        with self.engine.connect() as connection:
+            return list(connection.execute(select(audience.c.connection_id).distinct()).scalars())
+
+    def troubles(self) -> Sequence[Row[tuple[object, ...]]]:
+        """Return the open troubles."""
+        with self.engine.connect() as connection:
+            return connection.execute(select(trouble).order_by(trouble.c.since_us)).all()
+
+    # --- reading
+
+    def numbers(self, *, now_us: int) -> list[metrics.StepNumbers]:
+        """Return the seven metrics of every step."""
+        with reading(self.engine) as connection:
+            return metrics.step_numbers(connection, now_us=now_us)
+
+    def open_work(self, *, now_us: int) -> metrics.OpenWork:
+        """Look, cheaply, at what is still open."""
+        with reading(self.engine) as connection:
+            return metrics.open_work(connection, now_us=now_us)
+
+    def first_attempts_wait(self, *, now_us: int) -> bool:
+        """Tell whether first attempts are due."""
+        with reading(self.engine) as connection:
+            return metrics.full_requests_waiting(connection, now_us=now_us) > 0
+
+    def broken_laws(self) -> list[str]:
+        """Return one sentence for each law of the ledger that does not hold."""
+        with reading(self.engine) as connection:
+            return laws.broken_laws(connection)
+
+    def _write(self, verb: Callable[[Connection], T]) -> T:
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                with writing(self.engine) as connection:
+                    return verb(connection)
+            except DBAPIError as error:
+                if not left or getattr(error.orig, "sqlstate", None) not in _REPEATABLE:
+                    raise
+        raise AssertionError("unreachable")

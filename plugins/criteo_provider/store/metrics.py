@@ -1,0 +1,240 @@
+"""The numbers people read: the seven metrics per step, and what is open."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
+
+from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status
+from criteo_provider.core.standing import PartFate, counts, fold
+from criteo_provider.store.claim import sendable
+from criteo_provider.store.schema import (
+    audience,
+    part,
+    stage,
+    stage_exception,
+    step,
+    step_version,
+    trouble,
+)
+from criteo_provider.store.standings import load, slices, spans_from_text
+
+
+@dataclass(frozen=True, slots=True)
+class StepNumbers:
+    """The seven metrics of one step at one instant; ``not_synced_reasons`` adds up to ``not_synced``."""
+
+    canvas: str
+    step: str
+    audience: str
+    ad_account: str
+    operation: str
+    declared: bool
+    entered: int
+    proceeded: int
+    synced: int
+    not_synced: int
+    pending: int
+    errored: int
+    exited: int
+    waiting: int  # people on their way here whose delay is still running
+    not_synced_reasons: dict[str, int]
+    as_of_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """How much is still to be done: people pending in steps reached, and what could be sent now."""
+
+    pending: int
+    due_fresh: int
+    due_retry: int
+    due_steps: int
+    unresolved: int
+    overdue: int
+    next_due_us: int | None
+
+    def anything_due(self, role: Role) -> bool:
+        """Tell whether ``role`` has something to do now."""
+        if role is Role.RETRY:
+            return bool(self.due_retry)
+        return bool(self.due_fresh or self.due_steps or self.unresolved)
+
+
+def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
+    """Return the numbers of every step; whoever is past the deadline with nothing in flight reads as Errored."""
+    entered = stage.c.state == StageState.ENTERED
+    people = func.coalesce(func.sum(case((entered, stage.c.people), else_=0)), 0)
+    onward = case((and_(entered, ~step_version.c.is_last), stage.c.people), else_=0)
+    query = (
+        select(
+            step.c.id,
+            step.c.canvas_id,
+            step.c.name,
+            step.c.declared,
+            audience.c.name.label("audience"),
+            audience.c.ad_account,
+            step_version.c.operation,
+            people.label("entered"),
+            func.coalesce(func.sum(onward), 0).label("proceeded"),
+            func.coalesce(func.sum(stage.c.synced), 0).label("synced"),
+            func.coalesce(func.sum(stage.c.not_synced), 0).label("not_synced"),
+            func.coalesce(func.sum(stage.c.pending), 0).label("pending"),
+            func.coalesce(func.sum(stage.c.errored), 0).label("errored"),
+            func.coalesce(func.sum(case((entered, 0), else_=stage.c.people)), 0).label("waiting"),
+        )
+        .join(step_version, step_version.c.id == step.c.version_id)
+        .join(audience, audience.c.id == step_version.c.audience_id)
+        .outerjoin(stage, stage.c.step_id == step.c.id)
+        .group_by(step.c.id, audience.c.id, step_version.c.id)
+        .order_by(step.c.canvas_id, step.c.position, step.c.id)
+    )
+    late = _past_deadline(connection, now_us)
+    reasons = _reasons(connection)
+    return [
+        StepNumbers(
+            canvas=row.canvas_id,
+            step=row.name,
+            audience=row.audience,
+            ad_account=row.ad_account,
+            operation=row.operation,
+            declared=row.declared,
+            entered=row.entered,
+            proceeded=row.proceeded,
+            synced=row.synced,
+            not_synced=row.not_synced,
+            pending=row.pending - late[row.id],
+            errored=row.errored + late[row.id],
+            exited=row.entered - row.proceeded,
+            waiting=row.waiting,
+            not_synced_reasons=reasons[row.id],
+            as_of_us=now_us,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def open_work(connection: Connection, *, now_us: int) -> OpenWork:
+    """Look, cheaply, at what is still open."""
+    due = select(func.count()).select_from(part).join(step, step.c.id == part.c.step_id)
+    resolved = due.join(audience, audience.c.id == part.c.audience_id).where(audience.c.criteo_id.is_not(None))
+    # A known trouble keeps its people back; only the probe of it is work.
+    if connection.execute(select(trouble.c.scope).where(trouble.c.next_probe_us > now_us).limit(1)).first():
+        resolved = resolved.where(~stopped(now_us))
+    waiting = stage.c.state == StageState.WAITING
+    return OpenWork(
+        pending=connection.execute(
+            select(func.coalesce(func.sum(stage.c.pending), 0))
+            .join(step, step.c.id == stage.c.step_id)
+            .where(step.c.declared)
+        ).scalar_one(),
+        due_fresh=connection.execute(resolved.where(sendable(Role.FRESH, now_us))).scalar_one(),
+        due_retry=connection.execute(resolved.where(sendable(Role.RETRY, now_us))).scalar_one(),
+        due_steps=connection.execute(
+            select(func.count())
+            .select_from(stage)
+            .join(step, step.c.id == stage.c.step_id)
+            .where(waiting, stage.c.enters_us <= now_us, step.c.declared)
+        ).scalar_one(),
+        unresolved=connection.execute(
+            select(func.count(func.distinct(part.c.audience_id)))
+            .join(audience, audience.c.id == part.c.audience_id)
+            .join(step, step.c.id == part.c.step_id)
+            .where(part.c.state == PartState.OPEN, audience.c.criteo_id.is_(None), step.c.declared, ~stopped(now_us))
+        ).scalar_one(),
+        overdue=connection.execute(
+            due.where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+        ).scalar_one(),
+        next_due_us=connection.execute(
+            select(func.min(part.c.due_us)).where(part.c.state == PartState.OPEN)
+        ).scalar_one(),
+    )
+
+
+def full_requests_waiting(connection: Connection, *, now_us: int) -> int:
+    """Tell roughly how many requests first attempts alone would fill now."""
+    query = (
+        select(func.coalesce(func.sum(part.c.identifiers), 0))
+        .join(step, step.c.id == part.c.step_id)
+        .where(sendable(Role.FRESH, now_us), part.c.attempts == 0)
+    )
+    people = int(connection.execute(query).scalar_one())
+    return -(-people // MAX_IDENTIFIERS)
+
+
+def stopped(now_us: int) -> ColumnElement[bool]:
+    """The condition that a known trouble holds an audience back, its next probe not being due yet."""
+    held = trouble.c.next_probe_us > now_us
+    keys = or_(
+        and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
+        and_(
+            trouble.c.scope == "ad_account",
+            trouble.c.key == audience.c.connection_id + "/" + audience.c.ad_account,
+        ),
+        and_(trouble.c.scope == "audience", trouble.c.key == cast(audience.c.id, Text)),
+    )
+    return select(trouble.c.scope).where(held, keys).exists()
+
+
+def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:
+    """Count, per step, the pending users whom the next sweep will record as Errored."""
+    overdue: dict[int, list[PartFate]] = defaultdict(list)
+    query = (
+        select(part.c.stage_id, part.c.spans)
+        .join(step, step.c.id == part.c.step_id)
+        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+    )
+    for row in connection.execute(query):
+        overdue[row.stage_id] += [PartFate(span, PartState.ERRORED) for span in spans_from_text(row.spans)]
+    late: dict[int, int] = defaultdict(int)
+    for ids in slices(sorted(overdue)):
+        for standing in load(connection, ids, lock=False):
+            gone = {(fate.span.first, fate.span.last) for fate in overdue[standing.row.id]}
+            fates = [
+                PartFate(fate.span, PartState.ERRORED)
+                if fate.state is PartState.OPEN and (fate.span.first, fate.span.last) in gone
+                else fate
+                for fate in standing.fates
+            ]
+            stands = fold(standing.row.people, fates, standing.before)
+            late[standing.row.step_id] += standing.row.pending - counts(stands)[Status.PENDING]
+    return late
+
+
+def _reasons(connection: Connection) -> dict[int, dict[str, int]]:
+    reasons: dict[int, dict[str, int]] = defaultdict(dict)
+    by_exception = (
+        select(
+            stage.c.step_id,
+            stage_exception.c.reason,
+            func.sum(stage_exception.c.last - stage_exception.c.first).label("people"),
+        )
+        .join(stage, stage.c.id == stage_exception.c.stage_id)
+        .where(stage_exception.c.status == Status.NOT_SYNCED, stage.c.state == StageState.ENTERED)
+        .group_by(stage.c.step_id, stage_exception.c.reason)
+    )
+    excepted = (
+        select(
+            stage_exception.c.stage_id,
+            func.sum(stage_exception.c.last - stage_exception.c.first).label("people"),
+        )
+        .group_by(stage_exception.c.stage_id)
+        .subquery()
+    )
+    by_default = (
+        select(
+            stage.c.step_id,
+            stage.c.reason,
+            func.sum(stage.c.people - func.coalesce(excepted.c.people, 0)).label("people"),
+        )
+        .outerjoin(excepted, excepted.c.stage_id == stage.c.id)
+        .where(stage.c.status == Status.NOT_SYNCED, stage.c.state == StageState.ENTERED)
+        .group_by(stage.c.step_id, stage.c.reason)
+    )
+    for query in (by_exception, by_default):
+        for row in connection.execute(query):
+            told = reasons[row.step_id]
+            told[row.reason or ""] = told.get(row.reason or "", 0) + int(row.people)
+    return reasons

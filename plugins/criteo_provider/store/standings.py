@@ -1,0 +1,198 @@
+"""Bringing stages up to what became of their parts, and writing the difference as metric rows: always both at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+
+from criteo_provider.core.model import Metric, PartState, Span, StageState, Status
+from criteo_provider.core.standing import (
+    PartFate,
+    Stand,
+    complete,
+    counts,
+    default_and_exceptions,
+    fold,
+)
+from criteo_provider.store.schema import metric, part, stage, stage_exception, step, step_version
+
+METRIC_OF_STATUS = {
+    Status.PENDING: Metric.PENDING,
+    Status.SYNCED: Metric.SYNCED,
+    Status.NOT_SYNCED: Metric.NOT_SYNCED,
+    Status.ERRORED: Metric.ERRORED,
+}
+# SQLite takes 32,766 variables in one statement; slices keep far below.
+SLICE = 5_000
+
+
+class Deltas:
+    """Changes of the seven numbers, added up per canvas and step before they are written."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, int, Metric], int] = defaultdict(int)
+
+    def add(self, canvas_id: str, step_id: int, name: Metric, value: int) -> None:
+        """Add ``value`` to one number of one step."""
+        self._values[(canvas_id, step_id, name)] += value
+
+    def write(self, connection: Connection, cause: str, now_us: int) -> None:
+        """Write one metric row for each number that changed."""
+        rows = [
+            {
+                "at_us": now_us,
+                "cause": cause,
+                "canvas_id": canvas_id,
+                "step_id": step_id,
+                "metric": name,
+                "value": value,
+            }
+            for (canvas_id, step_id, name), value in self._values.items()
+            if value
+        ]
+        if rows:
+            connection.execute(insert(metric), rows)
+
+
+class Standing(NamedTuple):
+    """A stage with everything that decides where its people stand."""
+
+    row: Row[Any]
+    fates: list[PartFate]
+    before: tuple[Stand, ...]
+
+
+def refold(
+    connection: Connection, stage_ids: Collection[int], *, cause: str, now_us: int, entering: bool = False
+) -> None:
+    """Make counts, default and exceptions of these stages true again, and write what changed as metric rows.
+
+    ``entering`` marks stages whose people reach their step now. Stages are locked in id order.
+    """
+    deltas = Deltas()
+    for ids in slices(sorted(stage_ids)):
+        changed, dropped, added = [], [], []
+        for standing in load(connection, ids, lock=True):
+            row = standing.row
+            if not entering and row.state != StageState.ENTERED:
+                continue
+            stands = fold(row.people, standing.fates, standing.before)
+            (status, reason), exceptions = default_and_exceptions(stands)
+            totals = counts(stands)
+            _count(deltas, row, totals, entering=entering)
+            changed.append(_stage_values(row.id, status, reason, totals))
+            if exceptions or standing.before != stands:
+                dropped.append(row.id)
+                added.extend(exception_values(row.id, exceptions))
+        if changed:
+            connection.execute(_UPDATE_STAGE, changed)
+        if dropped:
+            connection.execute(delete(stage_exception).where(stage_exception.c.stage_id.in_(dropped)))
+        if added:
+            connection.execute(insert(stage_exception), added)
+    deltas.write(connection, cause, now_us)
+
+
+def load(connection: Connection, stage_ids: Sequence[int], *, lock: bool) -> list[Standing]:
+    """Read stages with the fates of their parts and their present stands."""
+    query = (
+        select(stage, step.c.canvas_id, step_version.c.is_last)
+        .join(step, step.c.id == stage.c.step_id)
+        .join(step_version, step_version.c.id == stage.c.version_id)
+        .where(stage.c.id.in_(stage_ids))
+        .order_by(stage.c.id)
+    )
+    rows = connection.execute(query.with_for_update(of=stage) if lock else query).all()
+    part_fates: dict[int, list[PartFate]] = defaultdict(list)
+    for found in connection.execute(
+        select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason).where(part.c.stage_id.in_(stage_ids))
+    ):
+        state, of_stage = PartState(found.state), part_fates[found.stage_id]
+        of_stage.extend(PartFate(span, state, found.reason) for span in spans_from_text(found.spans))
+    exceptions: dict[int, list[Stand]] = defaultdict(list)
+    for found in connection.execute(select(stage_exception).where(stage_exception.c.stage_id.in_(stage_ids))):
+        exceptions[found.stage_id].append(Stand(Span(found.first, found.last), Status(found.status), found.reason))
+    return [
+        Standing(
+            row,
+            part_fates[row.id],
+            complete(row.people, (Status(row.status), row.reason), exceptions[row.id]),
+        )
+        for row in rows
+    ]
+
+
+def exception_values(stage_id: int, exceptions: Iterable[Stand]) -> list[dict[str, Any]]:
+    """Return the rows that store these exceptions of a stage."""
+    return [
+        {
+            "stage_id": stage_id,
+            "first": stand.span.first,
+            "last": stand.span.last,
+            "status": stand.status,
+            "reason": stand.reason,
+        }
+        for stand in exceptions
+    ]
+
+
+def spans_to_text(spans: Iterable[Span]) -> str:
+    """Write spans as the JSON kept in ``identifiers.present``."""
+    return msgspec.json.encode([[span.first, span.last] for span in spans]).decode()
+
+
+def spans_from_text(text: str) -> tuple[Span, ...]:
+    """Read spans back from the JSON kept in ``identifiers.present``."""
+    return tuple(Span(first, last) for first, last in msgspec.json.decode(text))
+
+
+def slices(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    """Cut a list of ids into pieces that fit one statement."""
+    return (ids[at : at + SLICE] for at in range(0, len(ids), SLICE))
+
+
+def _count(deltas: Deltas, row: Row[Any], totals: dict[Status, int], *, entering: bool) -> None:
+    if entering:
+        deltas.add(row.canvas_id, row.step_id, Metric.ENTERED, row.people)
+        onward = Metric.EXITED if row.is_last else Metric.PROCEEDED
+        deltas.add(row.canvas_id, row.step_id, onward, row.people)
+    held = {
+        Status.PENDING: row.pending,
+        Status.SYNCED: row.synced,
+        Status.NOT_SYNCED: row.not_synced,
+        Status.ERRORED: row.errored,
+    }
+    for status, total in totals.items():
+        deltas.add(row.canvas_id, row.step_id, METRIC_OF_STATUS[status], total - held[status])
+
+
+def _stage_values(stage_id: int, status: Status, reason: str | None, totals: dict[Status, int]) -> dict[str, Any]:
+    return {
+        "key": stage_id,
+        "status": status,
+        "reason": reason,
+        "pending": totals[Status.PENDING],
+        "synced": totals[Status.SYNCED],
+        "not_synced": totals[Status.NOT_SYNCED],
+        "errored": totals[Status.ERRORED],
+        "state": StageState.ENTERED,
+    }
+
+
+_UPDATE_STAGE = (
+    update(stage)
+    .where(stage.c.id == bindparam("key"))
+    .values(
+        status=bindparam("status"),
+        reason=bindparam("reason"),
+        pending=bindparam("pending"),
+        synced=bindparam("synced"),
+        not_synced=bindparam("not_synced"),
+        errored=bindparam("errored"),
+        state=bindparam("state"),
+    )
+)

@@ -1,0 +1,1 @@
+"""What Audience Sync adds to the Airflow UI."""

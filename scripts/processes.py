@@ -1,0 +1,135 @@
+"""Processes that end together: started in their own groups, named by a mark, and none left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+MARK = "CRITEO_RUN_ID"
+GENTLE_S = 12.0
+
+
+class RunFailed(Exception):
+    """The run cannot go on; the text says why and how to mend it."""
+
+
+class Stopped(BaseException):
+    """Somebody asked this run to end (Ctrl-C or SIGTERM)."""
+
+
+class Household:
+    """Starts programs and sees to it that all of them, and all they started, are gone at the end.
+
+    Airflow's components outlive a killed parent and change nothing about their environment, so besides the
+    process groups a mark in the environment tells which processes are ours.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._mark = secrets.token_hex(8)
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Household:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A second Ctrl-C must not leave half of the house running.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        self._end()
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start a program that keeps running; its output goes to a log file of that name."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._started[name] = subprocess.Popen(  # noqa: S603 - our own programs
+                command, env=self._marked(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def run(self, name: str, command: Sequence[str], env: Mapping[str, str], *, timeout_s: float) -> None:
+        """Run a program to its end; raise RunFailed with the end of its log when it fails."""
+        self.start(name, command, env)
+        try:
+            code = self._started[name].wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RunFailed(f"{name} did not finish within {timeout_s:.0f} s. {self.last_words(name)}") from None
+        del self._started[name]
+        if code:
+            raise RunFailed(f"{name} ended with exit code {code}. {self.last_words(name)}")
+
+    def check(self) -> None:
+        """Raise RunFailed when a program that should be running has ended."""
+        for name, process in self._started.items():
+            code = process.poll()
+            if code is not None:
+                raise RunFailed(f"{name} ended by itself with exit code {code}. {self.last_words(name)}")
+
+    def last_words(self, name: str) -> str:
+        """Return where the log of a program is and its last lines."""
+        log = self._logs / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
+        return "\n".join([f"The end of {log}:", *(f"    {line}" for line in lines)])
+
+    def _marked(self, env: Mapping[str, str]) -> dict[str, str]:
+        return {**env, MARK: self._mark}
+
+    def _end(self) -> None:
+        for process in self._started.values():
+            _signal_group(process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(self._ours(), timeout=GENTLE_S)
+        while alive:
+            for process in alive:
+                _kill(process)
+            psutil.wait_procs(alive, timeout=2)
+            alive = self._ours()
+        for started in self._started.values():
+            started.wait()
+
+    def _ours(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self._mark
+        except psutil.Error:
+            return False
+
+
+def free_port(preferred: int = 0) -> int:
+    """Return ``preferred`` if nobody listens there, else any free port of 127.0.0.1."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise RunFailed("No free port on 127.0.0.1.")
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.Error:
+        return

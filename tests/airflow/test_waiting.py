@@ -1,0 +1,188 @@
+"""Waiting for people: the sensor, its trigger, and the one look they share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow._shared.module_loading import import_string
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+
+from criteo_provider.core.errors import LedgerRefused
+from criteo_provider.hooks import lookout
+from criteo_provider.sensors.segment import SegmentEntrySensor
+from criteo_provider.triggers import segment
+from criteo_provider.triggers.segment import SegmentEntryTrigger
+
+POLL_S = 0.01
+
+
+@dataclass
+class Waiting:
+    fresh: bool = False
+    retry: bool = False
+    problems: tuple[str, ...] = ()
+    next_due_s: float | None = None
+
+
+@dataclass
+class FakeHouse:
+    """Answers looks in turn, the last one for ever; an exception is raised."""
+
+    looks: list[Waiting | Exception]
+    looked: int = 0
+    opened: int = 0
+    closed: int = 0
+
+    def open(self) -> FakeHouse:
+        self.opened += 1
+        return self
+
+    def waiting(self) -> Waiting:
+        answer = self.looks[min(self.looked, len(self.looks) - 1)]
+        self.looked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def include(tmp_path: Path) -> Path:
+    (tmp_path / "canvases").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def house(include: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHouse]:
+    fake = FakeHouse([Waiting()])
+    monkeypatch.setattr(lookout, "open_house", fake.open)
+    monkeypatch.setattr(lookout, "include_folder", lambda: include)
+    segment.shared_lookout.cache_clear()
+    segment.shared_lookout().same_look_s = 0
+    yield fake
+    segment.shared_lookout.cache_clear()
+
+
+@contextmanager
+def said(trigger: SegmentEntryTrigger) -> Iterator[list[str]]:
+    """Collect what a trigger logs."""
+    lines: list[str] = []
+
+    def note(form: str, *arguments: object) -> None:
+        lines.append(form % arguments)
+
+    trigger._log = SimpleNamespace(info=note, warning=note)
+    yield lines
+
+
+async def events(trigger: SegmentEntryTrigger) -> list[TriggerEvent]:
+    async with asyncio.timeout(20):
+        return [event async for event in trigger.run()]
+
+
+def test_round_trip() -> None:
+    """A trigger rebuilt from what it serializes to, over JSON and by its path, is the same trigger."""
+    path, arguments = SegmentEntryTrigger(poll_interval_s=2.5).serialize()
+    again = import_string(path)(**json.loads(json.dumps(arguments)))
+    assert isinstance(again, SegmentEntryTrigger)
+    assert again.serialize() == (path, arguments)
+
+
+def test_waits_until_people_are_there(house: FakeHouse) -> None:
+    """The trigger ends its task itself, with counts only, at the first look that finds people."""
+    house.looks = [Waiting(), Waiting(), Waiting(fresh=True, retry=True)]
+    (event,) = asyncio.run(events(SegmentEntryTrigger(POLL_S)))
+    assert isinstance(event, TaskSuccessEvent)
+    assert event.xcoms == {"waiting": {"fresh": True, "retry": True, "problems": 0}}
+    assert house.looked == 3
+
+
+def test_due_retries_wake_nobody(house: FakeHouse) -> None:
+    """Retries that belong to the retry DAG do not end the wait of the sync DAG."""
+    house.looks = [Waiting(retry=True), Waiting(retry=True), Waiting(fresh=True)]
+    asyncio.run(events(SegmentEntryTrigger(POLL_S)))
+    assert house.looked == 3
+
+
+def test_survives_errors(
+    house: FakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing look is one line in the log without data, a house opened anew, and another try."""
+    monkeypatch.setattr(segment, "LONGEST_PAUSE_S", POLL_S)
+    house.looks = [
+        RuntimeError("connection for ada@example.com lost"),
+        RuntimeError("connection for bob@example.com lost"),
+        LedgerRefused("The ledger belongs to another host."),
+        Waiting(fresh=True),
+    ]
+    trigger = SegmentEntryTrigger(POLL_S)
+    with said(trigger) as lines:
+        asyncio.run(events(trigger))
+    assert lines == [
+        "Cannot look for people: RuntimeError Trying again.",
+        "Cannot look for people: The ledger belongs to another host. Trying again.",
+        "All canvases can be looked at again.",
+    ]
+    assert (house.opened, house.closed) == (4, 3)
+
+
+def test_a_broken_source_is_said_once(house: FakeHouse) -> None:
+    """A source that cannot be looked at is said when it begins and not at every look; the others go on."""
+    broken = Waiting(problems=("canvas retargeting: the source cannot be reached",))
+    house.looks = [broken, broken, broken, Waiting(fresh=True, problems=broken.problems)]
+    trigger = SegmentEntryTrigger(POLL_S)
+    with said(trigger) as lines:
+        (event,) = asyncio.run(events(trigger))
+    assert lines == list(broken.problems)
+    assert event.xcoms == {"waiting": {"fresh": True, "retry": False, "problems": 1}}
+
+
+def test_many_sensors_share_one_look(house: FakeHouse) -> None:
+    """Ten triggers in one triggerer look once, not ten times."""
+    segment.shared_lookout().same_look_s = 60
+
+    async def ten() -> None:
+        house.looks = [Waiting(fresh=True)]
+        await asyncio.gather(*(events(SegmentEntryTrigger(POLL_S)) for _ in range(10)))
+
+    asyncio.run(ten())
+    assert (house.looked, house.opened) == (1, 1)
+
+
+def test_edited_canvases_are_seen(house: FakeHouse, include: Path) -> None:
+    """The house is kept open between looks, and opened anew when a canvas file changes."""
+    watch = lookout.Lookout(same_look_s=0)
+    for _ in range(3):
+        watch.look()
+    assert house.opened == 1
+    (include / "canvases" / "new.yaml").write_text("name: New")
+    watch.look()
+    assert (house.opened, house.closed) == (2, 1)
+
+
+def test_sensor_defers() -> None:
+    """Where Airflow starts the sensor in a worker after all, it goes to the same trigger at once."""
+    sensor = SegmentEntrySensor(task_id="wait", poll_interval_s=3)
+    with pytest.raises(TaskDeferred) as deferral:
+        sensor.execute({})
+    assert deferral.value.trigger.serialize()[1] == {"poll_interval_s": 3}
+    assert deferral.value.method_name == "done"
+    sensor.done({}, event=None)
+
+
+def test_sensors_do_not_share_arguments() -> None:
+    """Each sensor starts its trigger with its own arguments."""
+    slow, quick = (SegmentEntrySensor(task_id=f"wait_{s}", poll_interval_s=s) for s in (9, 1))
+    arguments: list[Any] = [each.start_trigger_args.trigger_kwargs for each in (slow, quick)]
+    assert arguments == [{"poll_interval_s": 9}, {"poll_interval_s": 1}]

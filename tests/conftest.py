@@ -1,0 +1,68 @@
+"""What every tier shares: an Airflow home that is not yours, and databases that are empty."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+# Airflow reads its settings at import, so these come before any test module is imported.
+_AIRFLOW_HOME = tempfile.mkdtemp(prefix="criteo-airflow-")
+atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
+os.environ.update(
+    AIRFLOW_HOME=_AIRFLOW_HOME,
+    AIRFLOW__CORE__DAGS_FOLDER=str(PROJECT / "dags"),
+    AIRFLOW__CORE__PLUGINS_FOLDER=str(PROJECT / "plugins"),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__UNIT_TEST_MODE="False",
+)
+
+from tests.postgres import PostgresServer, fresh_database, running_postgres  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    """URL of a PostgreSQL server for this test process: `CRITEO_TEST_PG` if set, else an embedded one.
+
+    Fast and unsafe (no fsync). A test that stops or kills its server takes `durable_postgres`.
+    """
+    given = os.environ.get("CRITEO_TEST_PG")
+    if given:
+        yield given.replace("postgresql://", "postgresql+psycopg://", 1)
+        return
+    with running_postgres() as server:
+        yield server.url()
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """SQLAlchemy URL of an empty PostgreSQL database, dropped after the test."""
+    with fresh_database(postgres_server_url) as url:
+        yield url
+
+
+@pytest.fixture
+def durable_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test's own, with fsync, to be stopped, killed and started again."""
+    with running_postgres(durable=True) as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """SQLAlchemy URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest) -> str:
+    """SQLAlchemy URL of an empty database: the test runs once on SQLite and once on PostgreSQL."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

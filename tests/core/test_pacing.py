@@ -1,0 +1,222 @@
+"""The spacing of calls: the bound that must hold whatever happens, and what Criteo's headers change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.pacing import (
+    HOLD_MAX_S,
+    INTERACTIVE_REACH_S,
+    LIMIT_MAX,
+    NEAR_S,
+    SECOND_US,
+    Adjustment,
+    Pace,
+    observed,
+    reach_s,
+    slot_is_fresh,
+)
+
+NOW_S = 1_790_000_000.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One caller asks for a slot, with all that can go wrong before it sends, in microseconds."""
+
+    after_us: int
+    """since the ask before it, on the database's clock"""
+    asked_us: int = 0
+    """how long the question was on its way"""
+    answered_us: int = 0
+    """how long the answer was on its way: a slow network, or the process stopped meanwhile"""
+    overslept_us: int = 0
+    reach_us: int = 10**9
+    hold_us: int = 0
+    """a brake that somebody pulls first"""
+    lowered_by: int = 0
+    """what Criteo takes off the limit for this slot"""
+
+
+def sends(asks: list[Ask], limit: int, window_us: int, margin_us: int, step_margin_us: int) -> list[int]:
+    """Play a schedule against one row and return when the calls really start (database clock)."""
+    clock_us = due_us = hold_us = 0
+    started = []
+    for ask in asks:
+        clock_us += ask.after_us
+        hold_us = max(hold_us, clock_us + ask.hold_us if ask.hold_us else 0)
+        slot_us = max(due_us, hold_us, clock_us)
+        if slot_us > clock_us + ask.reach_us:
+            continue  # not near enough yet: it asks again later
+        granted = max(1, limit - ask.lowered_by)
+        due_us = slot_us + -(-(window_us + step_margin_us) // granted)
+        asked_at_us, wait_us = clock_us - ask.asked_us, slot_us - clock_us
+        start_us = clock_us + ask.answered_us + wait_us + ask.overslept_us
+        if start_us >= slot_us and slot_is_fresh(asked_at_us + wait_us, start_us, margin_us):
+            started.append(start_us)
+    return sorted(started)
+
+
+def largest_in_any_window(times_us: list[int], window_us: int) -> int:
+    """Count the most sends any half-open window holds; the fullest one begins at a send."""
+    return max((sum(t <= u < t + window_us for u in times_us) for t in times_us), default=0)
+
+
+# Mostly nothing goes wrong: only callers that follow each other closely can fill a window.
+small = st.integers(0, 12)
+seldom = st.sampled_from([0] * 6 + list(range(1, 7)))
+asks = st.lists(
+    st.builds(
+        Ask,
+        after_us=st.one_of(st.just(0), small),
+        asked_us=seldom,
+        answered_us=seldom,
+        overslept_us=seldom,
+        reach_us=st.sampled_from([10**9] * 4 + [12, 4]),
+        hold_us=st.sampled_from([0] * 8 + [3, 9]),
+        lowered_by=st.sampled_from([0] * 8 + [1, 3]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(asks=asks, limit=st.integers(1, 5), window_us=st.integers(4, 40), margin_us=st.integers(0, 12))
+def test_no_window_ever_holds_more_than_the_limit(asks: list[Ask], limit: int, window_us: int, margin_us: int) -> None:
+    """Whoever asks when, stalls, is answered late, holds or reaches: no window holds more than L calls."""
+    assume(margin_us < window_us)
+    step_us = Pace(limit, margin_us / SECOND_US, window_us / SECOND_US).step_us
+    assert step_us == -(-(window_us + margin_us) // limit)
+    started = sends(asks, limit, window_us, margin_us, margin_us)
+    assert largest_in_any_window(started, window_us) <= limit
+
+
+LATE_ONCE = [Ask(0, overslept_us=4), Ask(5), Ask(5)]
+
+
+def test_without_the_margin_one_late_call_breaks_the_limit() -> None:
+    """A step without the margin is falsified by one call that starts 4 µs late; the real step is not."""
+    assert largest_in_any_window(sends(LATE_ONCE, 2, 10, margin_us=4, step_margin_us=0), 10) == 3
+    assert largest_in_any_window(sends(LATE_ONCE, 2, 10, margin_us=4, step_margin_us=4), 10) <= 2
+
+
+def test_without_the_check_before_sending_a_stall_breaks_the_limit() -> None:
+    """The bound needs the look at the clock right before sending: a stalled call would join later ones."""
+    stalled = [replace(LATE_ONCE[0], overslept_us=18), Ask(7), Ask(7), Ask(7)]
+    careless = sends(stalled, 2, 10, margin_us=10**6, step_margin_us=4)
+    careful = sends(stalled, 2, 10, margin_us=4, step_margin_us=4)
+    assert largest_in_any_window(careless, 10) == 3
+    assert largest_in_any_window(careful, 10) <= 2
+
+
+def test_the_step_at_criteos_limits() -> None:
+    """250 calls a minute are 0.242 s apart (99.2 % of the limit), 10 a minute 6.05 s."""
+    assert Pace(250).step_us == 242_000
+    assert Pace(10).step_us == 6_050_000
+    assert Pace(7).step_us == 8_642_858  # rounded up
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused_with_the_mend(limit: int) -> None:
+    """A limit nobody can keep is refused in a sentence that says where to change it."""
+    with pytest.raises(Misconfigured, match=rf"Requests per minute is {limit}.*Criteo connection"):
+        Pace(limit)
+
+
+@pytest.mark.parametrize("margin_s", [-0.1, 60.0])
+def test_a_margin_outside_the_window_is_refused(margin_s: float) -> None:
+    """A margin below nothing or as long as the window is refused."""
+    with pytest.raises(Misconfigured, match="margin"):
+        Pace(250, margin_s)
+
+
+def test_a_slot_is_good_from_its_due_time_for_the_margin() -> None:
+    """A slot may be used neither early nor later than the margin."""
+    assert [slot_is_fresh(100, now_us, 5) for now_us in (99, 100, 105, 106)] == [False, True, True, False]
+
+
+def test_whoever_waited_longer_reaches_further_but_never_far() -> None:
+    """Waiting longer reaches further, so nobody starves; a person at a page reaches furthest of all."""
+    reaches = [reach_s(waited_s, interactive=False) for waited_s in (0, 1, 3, 5, 500)]
+    assert reaches == sorted(reaches)
+    assert reaches[0] == NEAR_S
+    assert reaches[-1] < 1
+    assert reach_s(0, interactive=True) == INTERACTIVE_REACH_S > reaches[-1]
+
+
+def headers(limit: object = 250, remaining: object = 9, reset: object = int(NOW_S) + 5) -> dict[str, str]:
+    """Rate-limit headers as Criteo sends them."""
+    values = {"X-RateLimit-Limit": limit, "X-RateLimit-Remaining": remaining, "X-RateLimit-Reset": reset}
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (200, headers(), Adjustment(250)),
+        (200, headers(limit=40), Adjustment(40)),
+        (200, headers(limit=0), Adjustment(None)),
+        (200, headers(limit=10**12), Adjustment(None)),
+        (200, headers(remaining=0), Adjustment(250, 5.0)),
+        (200, {}, Adjustment(None)),
+        (500, headers(remaining=0), Adjustment(250, 5.0)),
+        (429, headers(remaining=0), Adjustment(250, 5.0)),
+        (429, headers(remaining=None, limit=None), Adjustment(None, 5.0)),
+        (429, headers() | {"Retry-After": "7"}, Adjustment(250, 7.0)),
+        (429, {"retry-after": "9999"}, Adjustment(None, HOLD_MAX_S)),
+    ],
+)
+def test_headers_grant_and_hold(status: int, said: dict[str, str], expected: Adjustment) -> None:
+    """The limit header grants; 429 or nothing remaining holds until the reset; Retry-After wins."""
+    assert observed(status, said, now_s=NOW_S) == expected
+
+
+@pytest.mark.parametrize("reset", [int(NOW_S) - 1, int(NOW_S), int(NOW_S) + 121, "soon", "-5", "", None])
+def test_an_incredible_reset_counts_as_a_wrong_clock(reset: object) -> None:
+    """A reset in the past, beyond 120 s, or not a number, holds nobody; a 429 then holds blindly."""
+    assert observed(200, headers(remaining=0, reset=reset), now_s=NOW_S).hold_s == 0
+    assert observed(429, headers(remaining=0, reset=reset), now_s=NOW_S) == Adjustment(250, 1.0, blind=True)
+
+
+def test_blind_holds_double_up_to_a_window() -> None:
+    """429s that say nothing hold 1, 2, 4 … 64 s, however many there were."""
+    holds = [observed(429, {}, now_s=NOW_S, refusals=n).hold_s for n in (0, 1, 2, 3, 6, 7, 5000)]
+    assert holds == [1, 2, 4, 8, 64, 64, 64]
+
+
+@pytest.mark.parametrize(("ahead_s", "hold_s"), [(30, 30.0), (-30, 1.0), (3000, HOLD_MAX_S)])
+def test_retry_after_may_be_a_date(ahead_s: int, hold_s: float) -> None:
+    """Retry-After as an HTTP date holds until then, within the same bounds."""
+    date = format_datetime(datetime.fromtimestamp(NOW_S + ahead_s, UTC), usegmt=True)
+    assert observed(429, {"Retry-After": date}, now_s=NOW_S).hold_s == hold_s
+
+
+words = st.one_of(
+    st.text("0123456789.,;:=+-eE naif", max_size=30),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["٣", "²", "250, 250;w=60", "Mon, 99 Foo 2026 25:61:61 GMT", "Mon, 01 Jan 9999 00:00:00 -9999"]),
+)
+
+
+@given(
+    status=st.sampled_from([200, 401, 429, 503]),
+    said=st.dictionaries(
+        st.sampled_from(["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "Retry-After"]),
+        words,
+    ),
+    refusals=st.integers(0, 10**6),
+)
+def test_no_header_can_do_harm(status: int, said: dict[str, str], refusals: int) -> None:
+    """Whatever the headers say: no error, no hold beyond 120 s, no absurd limit; a 429 always holds."""
+    change = observed(status, said, now_s=NOW_S, refusals=refusals)
+    assert 0 <= change.hold_s <= HOLD_MAX_S
+    assert change.granted_limit is None or 1 <= change.granted_limit <= LIMIT_MAX
+    assert status != 429 or change.hold_s > 0

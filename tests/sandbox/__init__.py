@@ -1,0 +1,1 @@
+"""The sandbox Criteo keeps its promises."""

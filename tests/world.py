@@ -1,0 +1,135 @@
+"""A small world around a ledger: a clock that stands still, crowds of made-up people, and every verb in one word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from sqlalchemy import Engine, text
+
+from criteo_provider.core.batching import pack
+from criteo_provider.core.identifiers import Form, encode
+from criteo_provider.core.model import (
+    AudienceKey,
+    CanvasDeclaration,
+    ClaimedRequest,
+    Operation,
+    Reason,
+    Role,
+    SealedPeople,
+    StepDeclaration,
+)
+from criteo_provider.core.outcome import Accepted, Outcome
+from criteo_provider.store.claim import ClaimTerms
+from criteo_provider.store.engine import open_engine
+from criteo_provider.store.ledger import Ledger
+from criteo_provider.store.migrate import upgrade
+
+START_US = 1_800_000_000_000_000
+HOUR_US = 3_600_000_000
+
+
+def digest(number: int) -> bytes:
+    """The identifier of the made-up person ``number``."""
+    return sha256(f"person{number}@example.com".encode()).digest()
+
+
+def crowd(numbers: Sequence[int], *, lacking: Sequence[int] = ()) -> SealedPeople:
+    """People with an e-mail digest each, but for those in ``lacking``, who have none."""
+    column = [None if number in lacking else digest(number) for number in numbers]
+    reasons = [Reason.MISSING if value is None else None for value in column]
+    return pack(
+        [f"user-{number}" for number in numbers],
+        {(Form.EMAIL_SHA256.value, None): column},
+        {"email": reasons},
+        lambda values, form: encode(values, Form(form)),
+    )
+
+
+def step(
+    name: str,
+    operation: Operation = Operation.ADD,
+    *,
+    audience: str = "Shoppers",
+    fields: tuple[str, ...] = ("email",),
+    delay_s: float = 0,
+    position: int = 0,
+    is_last: bool = True,
+) -> StepDeclaration:
+    """An audience-sync step on ad account 1001."""
+    key = AudienceKey("criteo_default", "1001", audience)
+    return StepDeclaration(name, position, key, operation, fields, delay_s, is_last)
+
+
+def canvas(name: str, *steps: StepDeclaration, retry_for_s: float = 13 * 3600) -> CanvasDeclaration:
+    """A canvas of these steps."""
+    return CanvasDeclaration(
+        name, name.title(), "growth-team", "criteo_default", retry_for_s, repr(steps), tuple(steps)
+    )
+
+
+class World:
+    """A ledger at a moment of your choice; ``now_us`` moves only when told to."""
+
+    def __init__(self, url: str) -> None:
+        self.engine: Engine = open_engine(url)
+        upgrade(self.engine, now_us=START_US)
+        self.ledger = Ledger(self.engine)
+        self.now_us = START_US
+        self.plans: dict[str, tuple] = {}
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_us += round(seconds * 1e6)
+
+    def declare(self, *canvases: CanvasDeclaration, resolve: bool = True) -> None:
+        """Declare these canvases as all there are; audiences are known at Criteo unless told otherwise."""
+        self.plans = self.ledger.declare(canvases, now_us=self.now_us)
+        if resolve:
+            for audience_id in {plan.audience_id for plans in self.plans.values() for plan in plans}:
+                self.ledger.resolved(audience_id, str(7000 + audience_id), created=False, now_us=self.now_us)
+
+    def enter(self, canvas_id: str, people: SealedPeople, *, position: object = None, owner: str = "me") -> None:
+        """Seal one chunk."""
+        hold = self.ledger.hold_cursor(canvas_id, owner, now_us=self.now_us, lease_s=30)
+        assert hold is not None
+        self.ledger.seal(
+            hold,
+            people,
+            self.plans[canvas_id],
+            position=position,
+            units=(),
+            looks=(),
+            now_us=self.now_us,
+        )
+        self.ledger.release_cursor(hold)
+
+    def claim(self, role: Role = Role.FRESH, *, owner: str = "me", lease_s: float = 120) -> ClaimedRequest | None:
+        """Claim the next request."""
+        return self.ledger.claim(ClaimTerms("criteo_default", role, owner, lease_s), now_us=self.now_us)
+
+    def sent(self, claimed: ClaimedRequest) -> list[bytes]:
+        """The identifiers of a request."""
+        return [value for part in claimed.parts for value in self.ledger.items(part)]
+
+    def settle(self, claimed: ClaimedRequest, outcome: Outcome | None = None) -> int:
+        """Settle a request, by default as accepted as a whole."""
+        outcome = outcome or Accepted(claimed.identifiers, 0)
+        return self.ledger.settle(claimed, outcome, now_us=self.now_us, jitter=0.5)
+
+    def numbers(self, step_name: str) -> tuple[int, int, int, int, int]:
+        """Entered, Synced, Not Synced, Pending, Errored of a step."""
+        found = next(one for one in self.ledger.numbers(now_us=self.now_us) if one.step == step_name)
+        return found.entered, found.synced, found.not_synced, found.pending, found.errored
+
+    def statuses(self, step_name: str) -> dict[str, str]:
+        """What the per-user view says."""
+        query = text("SELECT user_key, status FROM user_status WHERE step = :step")
+        with self.engine.connect() as connection:
+            return {row.user_key: row.status for row in connection.execute(query, {"step": step_name})}
+
+    def close(self) -> None:
+        """Prove the laws, and let go."""
+        broken = self.ledger.broken_laws()
+        self.engine.dispose()
+        assert broken == []
