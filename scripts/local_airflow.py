@@ -83,7 +83,7 @@ class LocalAirflow:
         return {task["task_id"]: task["state"] for task in answer["task_instances"]}
 
     def _settings(self) -> dict[str, str]:
-        keys = {name: secrets.token_urlsafe(32) for name in ("api__secret_key", "api_auth__jwt_secret")}
+        keys = {name: secrets.token_urlsafe(64) for name in ("api__secret_key", "api_auth__jwt_secret")}
         return {
             **keys,
             "core__fernet_key": Fernet.generate_key().decode(),
@@ -119,7 +119,8 @@ class LocalAirflow:
             except httpx.TransportError:
                 pass
             if time.monotonic() > deadline:
-                raise RunFailed(f"Airflow did not answer within {READY_WITHIN_S:.0f} s. {household.last_words('airflow')}")
+                seen = household.last_words("airflow")
+                raise RunFailed(f"Airflow did not answer within {READY_WITHIN_S:.0f} s. {seen}")
             time.sleep(0.5)
 
     def _api(self, method: str, path: str, *, may_miss: bool = False, **request: Any) -> Any:

@@ -190,7 +190,8 @@ class House:
     @cached_property
     def _plans(self) -> Mapping[str, tuple[StepPlan, ...]]:
         declarations = [canvas.declaration for canvas in self.canvases.canvases]
-        return self.ledger.declare(declarations, now_us=self._clock.now_us())
+        broken = {problem.file.stem for problem in self.canvases.problems}
+        return self.ledger.declare(declarations, broken=broken, now_us=self._clock.now_us())
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
         problems: list[str] = []
@@ -240,16 +241,17 @@ class House:
         senders: dict[str, Sender] = {}
         clients: list[CriteoClient] = []
         self._plans  # noqa: B018 - the ledger must know the steps before anything is claimed
-        for conn_id in self.ledger.connections():
+        for conn_id, ad_accounts in self.ledger.connections().items():
             try:
                 pacer, client = self._open_criteo(conn_id, ending)
+                allowed = self._allowed(conn_id, ad_accounts)
             except CriteoSyncError as error:
                 self.ledger.trouble(
                     "connection", conn_id, code="misconfigured", sentence=str(error), now_us=self._clock.now_us()
                 )
                 continue
             clients.append(client)
-            senders[conn_id] = self._sender(conn_id, role, pacer, client)
+            senders[conn_id] = self._sender(conn_id, allowed, role, pacer, client)
         try:
             yield senders
         finally:
@@ -257,10 +259,24 @@ class House:
             for client in clients:
                 client.close()
 
-    def _sender(self, conn_id: str, role: Role, pacer: Pacer, client: CriteoClient) -> Sender:
+    def _allowed(self, conn_id: str, ad_accounts: set[str]) -> frozenset[str]:
+        """Return those ad accounts the connection allows; the people of others wait, and the trouble says why."""
+        allowed = set(self.around.criteo(conn_id).allowed_ad_accounts) or ad_accounts
+        for ad_account in ad_accounts - allowed:
+            sentence = (
+                f"Ad account {ad_account} is not among the allowed ad accounts of connection {conn_id}. "
+                "Add it there, or give the step another ad account."
+            )
+            key, now_us = f"{conn_id}/{ad_account}", self._clock.now_us()
+            self.ledger.trouble("ad_account", key, code="not-allowed", sentence=sentence, now_us=now_us)
+        return frozenset(ad_accounts & allowed)
+
+    def _sender(
+        self, conn_id: str, ad_accounts: frozenset[str], role: Role, pacer: Pacer, client: CriteoClient
+    ) -> Sender:
         now_us = self._clock.now_us
         timeout_s = client.settings.request_timeout_s
-        terms = ClaimTerms(conn_id, role, self._owner, timeout_s + LEASE_MARGIN_S)
+        terms = ClaimTerms(conn_id, ad_accounts, role, self._owner, timeout_s + LEASE_MARGIN_S)
         upload = Upload(
             lambda at_us: self.ledger.claim(terms, now_us=at_us),
             self.ledger,
@@ -270,7 +286,7 @@ class House:
             role=role,
             request_timeout_s=timeout_s,
         )
-        return Sender(upload, lambda: resolve_audiences(self.ledger, _Desk(client), conn_id, now_us))
+        return Sender(upload, lambda: resolve_audiences(self.ledger, _Desk(client), conn_id, ad_accounts, now_us))
 
     def _open_criteo(
         self, conn_id: str, stop: threading.Event | None = None, *, interactive: bool = False

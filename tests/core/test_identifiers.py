@@ -44,7 +44,7 @@ FIXED = [form for form in Form if form.width]
 addresses = st.from_regex(r"[\w.+-]{1,20}@[\w-]{1,10}(\.[\w-]{1,10}){1,3}", fullmatch=True)
 anything = st.one_of(
     st.none(), st.text(max_size=80), addresses, st.integers(), st.floats(), st.decimals(), st.uuids(), st.booleans(),
-    st.binary(max_size=70), st.datetimes(), st.sampled_from([pd.NA, pd.NaT, float("nan"), Decimal("sNaN"), JOHN_SHA256]),
+    st.binary(max_size=70), st.datetimes(), st.sampled_from([pd.NA, pd.NaT, Decimal("sNaN"), JOHN_SHA256]),
 )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_blank_is_blank(blank: object) -> None:
     assert user_key([blank]) == [None]
 
 
-@pytest.mark.parametrize("digest", [hashlib.sha256(b"").hexdigest(), hashlib.md5(b"").hexdigest().upper()])
+@pytest.mark.parametrize("digest", [hashlib.sha256(b"").hexdigest(), "D41D8CD98F00B204E9800998ECF8427E"])
 def test_the_hash_of_nothing_is_blank(digest: str) -> None:
     """A team that hashed its empty addresses does not send one identifier for all of them."""
     assert reason("email", digest) is Unusable.BLANK
@@ -192,7 +192,7 @@ def test_neither_values_nor_forms_show_in_a_repr() -> None:
 
 def test_an_unknown_field_is_named() -> None:
     """Asking for a field Criteo does not take says which there are."""
-    with pytest.raises(Misconfigured, match="'phone' is not an identifier field. Use one of: email, madid, gum"):
+    with pytest.raises(Misconfigured, match=r"'phone' is not an identifier field. Use one of: email, madid, gum"):
         normalise("phone", [])
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_device_is_malformed(written: object) -> None:
 
 @pytest.mark.parametrize("field", ["gum", "identity_link"])
 def test_other_ids_are_one_printable_word_of_up_to_512_bytes(field: str) -> None:
-    """A GUM id or identityLink is kept as it is, case included; blanks inside, control characters and length are not."""
+    """A GUM id or identityLink is kept as it is, case included, if it is one short printable word."""
     assert hexed(field, '  Xy-"é"\\ ') == {field: 'Xy-"é"\\'}
     assert hexed(field, 12345) == hexed(field, 12345.0) == {field: "12345"}
     assert reason(field, "é" * 256) is None

@@ -112,9 +112,7 @@ def test_counts_of_a_200_are_taken() -> None:
     """A 200 with counts is Accepted with the numbers and the sample of the invalid ones."""
     got = outcome(
         200,
-        amended(
-            nbValidIdentifiers=2, nbInvalidIdentifiers=1, sampleInvalidIdentifiers=["jkl@gmail", None, 7]
-        ),
+        amended(nbValidIdentifiers=2, nbInvalidIdentifiers=1, sampleInvalidIdentifiers=["jkl@gmail", None, 7]),
     )
     assert got == Accepted(2, 1, ("jkl@gmail",))
 
@@ -148,8 +146,7 @@ attributes = st.dictionaries(
     json_values,
 )
 problems = st.lists(
-    st.fixed_dictionaries({}, optional={"type": json_values, "code": json_values, "detail": json_values})
-    | json_values
+    st.fixed_dictionaries({}, optional={"type": json_values, "code": json_values, "detail": json_values}) | json_values
 )
 envelopes = st.fixed_dictionaries(
     {},
@@ -167,9 +164,7 @@ headers = st.dictionaries(
 
 
 @given(status=st.integers(-1, 1000), body=bodies, headers=headers, busy_before=st.integers(-5, 10_000))
-def test_every_answer_has_one_fate(
-    status: int, body: bytes, headers: dict[str, str], busy_before: int
-) -> None:
+def test_every_answer_has_one_fate(status: int, body: bytes, headers: dict[str, str], busy_before: int) -> None:
     """Any status, headers and body yield exactly one outcome, with a code and a sentence, and never raise."""
     got = outcome_of(status, headers, body, now_s=NOW_S, busy_before=busy_before)
     assert isinstance(got, OUTCOMES)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from random import Random
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis import strategies as st
 
 from criteo_provider.core.errors import Misconfigured
@@ -87,7 +88,7 @@ asks = st.lists(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(asks=asks, limit=st.integers(1, 5), window_us=st.integers(4, 40), margin_us=st.integers(0, 12))
 def test_no_window_ever_holds_more_than_the_limit(asks: list[Ask], limit: int, window_us: int, margin_us: int) -> None:
     """Whoever asks when, stalls, is answered late, holds or reaches: no window holds more than L calls."""
@@ -105,6 +106,19 @@ def test_without_the_margin_one_late_call_breaks_the_limit() -> None:
     """A step without the margin is falsified by one call that starts 4 µs late; the real step is not."""
     assert largest_in_any_window(sends(LATE_ONCE, 2, 10, margin_us=4, step_margin_us=0), 10) == 3
     assert largest_in_any_window(sends(LATE_ONCE, 2, 10, margin_us=4, step_margin_us=4), 10) <= 2
+
+
+def test_the_same_schedules_break_a_step_without_the_margin() -> None:
+    """The property test has teeth: some of its schedules break a step that leaves the margin out."""
+
+    def is_broken(case: tuple[list[Ask], int, int, int]) -> bool:
+        played, limit, window_us, margin_us = case
+        started = sends(played, limit, window_us, margin_us, step_margin_us=0)
+        return largest_in_any_window(started, window_us) > limit
+
+    cases = st.tuples(asks, st.integers(1, 5), st.integers(13, 40), st.integers(1, 12))
+    first_found = settings(max_examples=5000, database=None, phases=[Phase.generate], deadline=None)
+    assert is_broken(find(cases, is_broken, settings=first_found, random=Random(1)))
 
 
 def test_without_the_check_before_sending_a_stall_breaks_the_limit() -> None:
@@ -206,6 +220,7 @@ words = st.one_of(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     status=st.sampled_from([200, 401, 429, 503]),
     said=st.dictionaries(

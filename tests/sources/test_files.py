@@ -169,12 +169,12 @@ def test_a_file_that_grows_while_it_is_checked_waits(tmp_path: Path) -> None:
 
 
 HALF = {
-    "cut.parquet": (lambda data: data[: len(data) // 2], "the file is cut off or damaged"),
+    "cut.parquet": (lambda data: data[: len(data) // 2], "the file is damaged or cut off"),
     "cut.csv": (lambda data: data[: data.rindex(b",")], "row 20: 3 fields were expected and 2 found"),
-    "quote.csv": (lambda data: data + b'7,"p@example.com\n', "near row 21: the file is cut off or damaged"),
+    "quote.csv": (lambda data: data + b'7,"p@example.com\n', "behind row 20: the file is damaged or cut off"),
     "cut.ndjson": (lambda data: data[:-9], "row 20: the line is not complete JSON"),
     "list.ndjson": (lambda data: data + b"[1]\n", "row 21: a JSON object was expected"),
-    "cut.csv.gz": (lambda data: data[:-20], "the compressed file is cut off or damaged"),
+    "cut.csv.gz": (lambda data: data[:-20], "the compressed file is damaged or cut off"),
     "latin.csv": (lambda data: data + "7,é@example.com,x\n".encode("latin-1"), "the text is not UTF-8"),
     "nohead.csv": (
         lambda data: data.partition(b"\n")[2],

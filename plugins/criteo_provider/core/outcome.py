@@ -262,8 +262,8 @@ def _refused(status: int, code: str) -> Refused:
         return Refused("wrong-content-type", f"Criteo does not take JSON here (HTTP 415). {_ADDRESS}")
     return Refused(
         code or f"refused-{status}",
-        f"Criteo refuses the content of the request (HTTP {status}){_named(code)}. It is narrowed down by "
-        "itself; if all of it stays refused, check the fields of the step and the API version.",
+        f"Criteo refuses the content of the call (HTTP {status}){_named(code)}. If smaller pieces of it are "
+        "refused as well, check the fields of the step and the API version in the Criteo connection.",
     )
 
 

@@ -189,9 +189,7 @@ class Access:
 
     def _fetch(self) -> Granted:
         form = urlencode(self._grant.form()).encode()  # percent-encodes the + / = & % of secrets
-        reply = self._line.send(
-            "POST", TOKEN_PATH, pieces=(form,), content_type="application/x-www-form-urlencoded"
-        )
+        reply = self._line.send("POST", TOKEN_PATH, pieces=(form,), content_type="application/x-www-form-urlencoded")
         if isinstance(reply, Trouble):
             raise as_error(outcome_of_exception(reply))
         return read_grant(reply, busy_before=self._line.busy_before)

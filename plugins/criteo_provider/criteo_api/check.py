@@ -71,8 +71,7 @@ def _check(client: CriteoClient, allowed: Collection[str]) -> CheckResult:
             )
     return CheckResult(
         True,
-        f"Connected as application “{application.name}” ({application.application_id}); "
-        f"ad accounts: {_named(used)}.",
+        f"Connected as application “{application.name}” ({application.application_id}); ad accounts: {_named(used)}.",
         ad_accounts=used,
     )
 

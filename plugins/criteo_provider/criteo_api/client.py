@@ -74,9 +74,7 @@ class CriteoClient:
         self.settings = settings
         self._line = Line(settings, slots, transport=transport)
         self._interactive = interactive
-        self._access = Access(
-            self._line, tokens, grant or ClientCredentials(settings), interactive=interactive
-        )
+        self._access = Access(self._line, tokens, grant or ClientCredentials(settings), interactive=interactive)
         self._segments = f"/{settings.api_version}/marketing-solutions/audience-segments"
 
     def close(self) -> None:
@@ -153,9 +151,7 @@ class CriteoClient:
 
     def may_read_audiences(self, ad_account: str) -> None:
         """Look at one audience of an ad account; raises AccessLost when that is not permitted."""
-        self._ask(
-            "POST", f"{self._segments}/search", wire.search_body(ad_account), params={"limit": 1, "offset": 0}
-        )
+        self._ask("POST", f"{self._segments}/search", wire.search_body(ad_account), params={"limit": 1, "offset": 0})
 
     def find_audience(self, ad_account: str, name: str) -> wire.AudienceInfo | None:
         """Find the contact list of exactly this name, or None.
@@ -187,9 +183,7 @@ class CriteoClient:
             )
         return audience
 
-    def ensure_audience(
-        self, ad_account: str, name: str, description: str = ""
-    ) -> tuple[wire.AudienceInfo, bool]:
+    def ensure_audience(self, ad_account: str, name: str, description: str = "") -> tuple[wire.AudienceInfo, bool]:
         """Find the contact list of this name or create it; tell whether it was created.
 
         Two who race end with one audience. Raises what ``find_audience`` raises, and QuotaReached.
@@ -235,9 +229,7 @@ class CriteoClient:
 
     def _creation(self, ad_account: str, name: str, description: str) -> Answer:
         """Ask once for a new audience; a taken name comes back as an Answer, whatever the status."""
-        reply = self._call(
-            "POST", f"{self._segments}/create", wire.creation_body(ad_account, name, description)
-        )
+        reply = self._call("POST", f"{self._segments}/create", wire.creation_body(ad_account, name, description))
         envelope = read_envelope(reply.body)
         if envelope and reply.status != BUSY:
             if envelope.names(wire.NAME_TAKEN):
@@ -250,13 +242,9 @@ class CriteoClient:
                 )
         return self._read(reply)
 
-    def _ask(
-        self, method: str, path: str, body: bytes = b"", *, params: Mapping[str, int] | None = None
-    ) -> Answer:
+    def _ask(self, method: str, path: str, body: bytes = b"", *, params: Mapping[str, int] | None = None) -> Answer:
         """Make a call that changes nothing, repeating it for some seconds; raises what a failure means."""
-        for attempt in stamina.retry_context(
-            on=_is_worth_repeating, attempts=3, timeout=20.0, wait_initial=0.5
-        ):
+        for attempt in stamina.retry_context(on=_is_worth_repeating, attempts=3, timeout=20.0, wait_initial=0.5):
             with attempt:
                 answer = self._read(self._call(method, path, body, params=params))
                 failure = failure_in(answer) if answer.errors and not answer.data else None
@@ -266,9 +254,7 @@ class CriteoClient:
 
     def _call(self, method: str, path: str, body: bytes, *, params: Mapping[str, int] | None = None) -> Reply:
         def attempt(token: Token) -> Reply | Trouble:
-            return self._line.send(
-                method, path, pieces=(body,) if body else (), bearer=token.value, params=params
-            )
+            return self._line.send(method, path, pieces=(body,) if body else (), bearer=token.value, params=params)
 
         reply = self._with_token(attempt, slot_taken=False)
         if isinstance(reply, Trouble):
@@ -283,9 +269,7 @@ class CriteoClient:
             raise as_error(answer)
         return answer
 
-    def _with_token(
-        self, attempt: Callable[[Token], Reply | Trouble], *, slot_taken: bool
-    ) -> Reply | Trouble:
+    def _with_token(self, attempt: Callable[[Token], Reply | Trouble], *, slot_taken: bool) -> Reply | Trouble:
         """Make a call with the access token there is, and once more with another if Criteo refuses it."""
         asked_s = time.monotonic()
         token = self._access.token()

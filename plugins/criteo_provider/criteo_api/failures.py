@@ -13,9 +13,7 @@ def as_error(failure: outcome.Failure) -> errors.CriteoSyncError:
         case outcome.Busy():
             return errors.Busy(failure.wait_s)
         case outcome.Unavailable():
-            return errors.Unavailable(
-                failure.sentence, code=failure.code, maybe_applied=failure.maybe_applied
-            )
+            return errors.Unavailable(failure.sentence, code=failure.code, maybe_applied=failure.maybe_applied)
         case outcome.AccessLost():
             return errors.AccessLost(failure.sentence, scope=failure.scope, code=failure.code)
         case outcome.AudienceGone():

@@ -49,9 +49,7 @@ class ClientSettings:
             ("client secret (password)", self.client_secret),
         ):
             if not value.strip():
-                raise Misconfigured(
-                    f"Criteo connection: {key} is empty. Copy it from Criteo's developer portal."
-                )
+                raise Misconfigured(f"Criteo connection: {key} is empty. Copy it from Criteo's developer portal.")
         if not _is_url(self.base_url):
             raise Misconfigured(
                 "Criteo connection: base URL (host) is not a web address. "

@@ -66,9 +66,7 @@ def amendment_body(
     ``items`` are insides of JSON arrays already encoded (``"aa","bb"``); large ones are used as they are, so
     that 3.4 MB never exist twice. ``gumCallerId`` goes with ``gum`` only.
     """
-    caller = (
-        f',"gumCallerId":{gum_caller_id:d}' if identifier_type == "gum" and gum_caller_id is not None else ""
-    )
+    caller = f',"gumCallerId":{gum_caller_id:d}' if identifier_type == "gum" and gum_caller_id is not None else ""
     head = (
         f'{{"data":{{"type":"ContactlistAmendment","attributes":{{"operation":"{operation}",'
         f'"identifierType":"{identifier_type}"{caller},"identifiers":['
@@ -133,9 +131,7 @@ def read_statistics(answer: Answer) -> Statistics | None:
         return None
     attributes = _attributes(answer.data)
     rate = _number(attributes.get("matchRate"))
-    identifiers, matches = (
-        _number(attributes.get(key)) for key in ("numberOfIdentifiers", "numberOfMatches")
-    )
+    identifiers, matches = (_number(attributes.get(key)) for key in ("numberOfIdentifiers", "numberOfMatches"))
     return Statistics(
         None if identifiers is None else int(identifiers), None if matches is None else int(matches), rate
     )

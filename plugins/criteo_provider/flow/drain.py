@@ -62,7 +62,6 @@ class Housekeeping:
 class _Counts:
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy_s: float = field(default_factory=time.monotonic)
-    entered: int = 0
     given_up: int = 0
     first_looks: set[str] = field(default_factory=set)
     errors: list[BaseException] = field(default_factory=list)
@@ -105,7 +104,7 @@ def drain(
                 counts.given_up += housekeeping.sweep()
             if now_s - shown_s >= PROGRESS_EVERY_S:
                 shown_s = now_s
-                on_progress(_progress(counts, senders))
+                on_progress(_progress(counts, readers, senders))
             if max_s is not None and now_s - began_s >= max_s:
                 break
             looked = len(counts.first_looks) == len(readers)
@@ -118,7 +117,7 @@ def drain(
             thread.join()
     if counts.errors:
         raise counts.errors[0]
-    return _progress(counts, senders)
+    return _progress(counts, readers, senders)
 
 
 def _thread(
@@ -147,8 +146,6 @@ def _read(reader: Reader, counts: _Counts, ending: threading.Event) -> None:
             else:
                 reader.succeeded()
                 if entered.people:
-                    with counts.lock:
-                        counts.entered += entered.people
                     counts.busy()
         counts.first_looks.add(reader.canvas_id)
         ending.wait(reader.every_s)
@@ -165,10 +162,10 @@ def _at_rest(senders: Mapping[str, Sender]) -> bool:
     return not any(sender.upload.is_flying for sender in senders.values())
 
 
-def _progress(counts: _Counts, senders: Mapping[str, Sender]) -> Progress:
+def _progress(counts: _Counts, readers: Sequence[Reader], senders: Mapping[str, Sender]) -> Progress:
     done = [sender.upload.done for sender in senders.values()]
     return Progress(
-        counts.entered,
+        sum(reader.enter.done.people for reader in readers),
         sum(one.requests for one in done),
         sum(one.accepted for one in done),
         sum(one.identifiers for one in done),

@@ -121,6 +121,7 @@ class Enter:
     ) -> None:
         self._plan, self._source, self._ledger = plan, source, ledger
         self._now_us, self._owner = now_us, owner
+        self.done = Entered()
 
     def tick(self, stop: threading.Event) -> Entered:
         """Enter all people behind the cursor; return what was done (nothing while another process reads).
@@ -190,9 +191,14 @@ class Enter:
             looks=gathered.looks,
             now_us=self._now_us(),
         )
-        done.people += len(people)
-        done.chunks += 1 if people else 0
+        self._count(done, people)
         return hold
+
+    def _count(self, done: Entered, people: SealedPeople) -> None:
+        """Count for this tick, and for whoever watches while it goes on."""
+        for counted in (done, self.done):
+            counted.people += len(people)
+            counted.chunks += 1 if people else 0
 
     def _look_again(self, done: Entered, stop: threading.Event) -> None:
         for look_id, look in self._ledger.due_looks(self._plan.canvas_id, now_us=self._now_us()):
@@ -210,8 +216,7 @@ class Enter:
                     again=again,
                     now_us=self._now_us(),
                 )
-                done.people += len(people)
-                done.chunks += 1 if people else 0
+                self._count(done, people)
 
     def _refuse_flood(self, late: int) -> None:
         if late > MAX_IDENTIFIERS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from criteo_provider.core.errors import AccessLost, AudienceGone, Busy, Refused, Unavailable
@@ -18,7 +18,7 @@ class AudienceLedger(Protocol):
     """What resolve asks of the ledger."""
 
     def unresolved_audiences(
-        self, connection_id: str, *, now_us: int, lease_s: float
+        self, connection_id: str, ad_accounts: Collection[str], *, now_us: int, lease_s: float
     ) -> list[tuple[int, str, str, bool]]: ...
 
     def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None: ...
@@ -36,10 +36,16 @@ class AudienceDesk(Protocol):
         """Return the id of the audience, None where there is none of that name."""
 
 
-def resolve_audiences(ledger: AudienceLedger, desk: AudienceDesk, connection_id: str, now_us: Callable[[], int]) -> int:
+def resolve_audiences(
+    ledger: AudienceLedger,
+    desk: AudienceDesk,
+    connection_id: str,
+    ad_accounts: Collection[str],
+    now_us: Callable[[], int],
+) -> int:
     """Find or create all audiences of a connection that people wait for; return how many are known now."""
     wanted: Sequence[tuple[int, str, str, bool]] = ledger.unresolved_audiences(
-        connection_id, now_us=now_us(), lease_s=RESOLVER_LEASE_S
+        connection_id, ad_accounts, now_us=now_us(), lease_s=RESOLVER_LEASE_S
     )
     known = 0
     for audience_id, ad_account, name, may_create in wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import AssetAlias, BaseOperator
@@ -57,12 +58,8 @@ class CriteoAudienceUploadOperator(BaseOperator):
                 raise AirflowSkipException("Nothing is due for another try.")
             before = {(step.canvas, step.step): step for step in house.numbers()}
             done = self._drain(house, self._stop)
-            moved = [
-                (step, step.synced - (known.synced if known else 0))
-                for step in house.numbers()
-                if step != (known := before.get((step.canvas, step.step)))
-            ]
-        self._show([step for step, _ in moved])
+            moved = [_Moved(step, before.get((step.canvas, step.step))) for step in house.numbers()]
+        self._show([each for each in moved if each.is_so])
         self._announce(moved, context)
         return self._count(done)
 
@@ -81,12 +78,12 @@ class CriteoAudienceUploadOperator(BaseOperator):
     def _tell(self, progress: Progress) -> None:
         self.log.info(
             "%s people entered; %s requests, %s of them accepted, with %s identifiers",
-            *(f"{number:,}" for number in (progress.entered, progress.requests, progress.accepted, progress.identifiers)),
+            *(f"{n:,}" for n in (progress.entered, progress.requests, progress.accepted, progress.identifiers)),
         )
 
-    def _show(self, steps: Sequence[StepNumbers]) -> None:
+    def _show(self, moved: Sequence[_Moved]) -> None:
         """Log the seven metrics of the steps that moved."""
-        for step in steps:
+        for step in (each.step for each in moved):
             numbers = {
                 "Entered": step.entered,
                 "Proceeded to Next Step": step.proceeded,
@@ -99,13 +96,15 @@ class CriteoAudienceUploadOperator(BaseOperator):
             said = ", ".join(f"{name} {number:,}" for name, number in numbers.items())
             self.log.info("%s, step %s (%s %r): %s", step.canvas, step.step, step.operation, step.audience, said)
 
-    def _announce(self, moved: Sequence[tuple[StepNumbers, int]], context: Context) -> None:
+    def _announce(self, moved: Sequence[_Moved], context: Context) -> None:
         """Publish an asset event for each audience that people were newly synced to, with how many."""
         events = context["outlet_events"][AssetAlias(assets.ALIAS)]
-        for step, synced in moved:
-            if synced > 0:
-                counts = {"operation": step.operation, "canvas": step.canvas, "step": step.step, "users": synced}
-                events.add(assets.audience_asset(step.ad_account, step.audience), extra=dict(counts))
+        for each in moved:
+            if each.newly_synced > 0:
+                step = each.step
+                what = {"operation": step.operation, "canvas": step.canvas, "step": step.step}
+                asset = assets.audience_asset(step.ad_account, step.audience)
+                events.add(asset, extra={**what, "users": each.newly_synced})
 
     def _count(self, done: Progress) -> dict[str, int]:
         """Add to Airflow's metrics, and return the same counts for XCom."""
@@ -119,3 +118,23 @@ class CriteoAudienceUploadOperator(BaseOperator):
         for name, number in counts.items():
             airflow_inside.count(f"criteo_audience_sync.{name}", number)
         return counts
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """The numbers of a step after a drain, beside those before it."""
+
+    step: StepNumbers
+    before: StepNumbers | None
+
+    @property
+    def is_so(self) -> bool:
+        """Whether anything changed but the time."""
+        if self.before is None:
+            return self.step.entered > 0
+        return replace(self.before, as_of_us=self.step.as_of_us) != self.step
+
+    @property
+    def newly_synced(self) -> int:
+        """How many users became Synced."""
+        return self.step.synced - (self.before.synced if self.before else 0)

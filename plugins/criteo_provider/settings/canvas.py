@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from criteo_provider.core import eligibility
@@ -20,7 +20,14 @@ from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation
 from criteo_provider.settings.durations import parse_duration
 
 MAX_AUDIENCE_CHARS = 255
-FILE_NAME = "file name"  # the key the id comes under; a canvas does not name itself
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a canvas is read with: where its segments are, and the name of its file."""
+
+    include_folder: Path
+    canvas_id: str
 
 
 class Block(BaseModel):
@@ -74,10 +81,10 @@ class Query(Block):
 
 
 def _read_query(written: object, info: ValidationInfo) -> object:
-    """Read the file a path names; ``info.context`` is the include folder."""
-    if not isinstance(written, str) or not isinstance(info.context, Path):
+    """Read the file a path names."""
+    if not isinstance(written, str):
         raise wrong("has to be the path of an .sql file.", "Write it like `query: segments/high_value.sql`.")
-    include = info.context.resolve()
+    include = cast("Reading", info.context).include_folder.resolve()
     file = (include / written).resolve()
     if not file.is_relative_to(include) or file.suffix != ".sql":
         raise wrong("has to lead to an .sql file inside the include folder.", "Move it to segments/.")
@@ -286,9 +293,9 @@ class AudienceStep:
 
 
 class Canvas(Block):
-    """One user journey. ``id`` is the name of its file; it names the canvas in the ledger for ever."""
+    """One user journey, validated in the context of a ``Reading``."""
 
-    id: str = Field(alias="file name")
+    _id: str = PrivateAttr()
     name: Text = Field(examples=["High-value targeting"])
     connection: ConnectionId = Field("criteo_default", examples=["criteo_default"])
     owner: Text = Field(examples=["growth-team"])
@@ -296,6 +303,15 @@ class Canvas(Block):
     flush_s: Seconds = Field(default=5, alias="flush", examples=["5s"])
     entry: Entry = Field(examples=["{user_key: ..., source: ..., identifiers: ..., eligibility: ..., consent: ...}"])
     steps: tuple[Step, ...] = Field(examples=["[{id: add_vip, audience_sync: {...}}]"])
+
+    def model_post_init(self, context: Reading) -> None:
+        """Take the id from the name of the file; a canvas does not name itself."""
+        self._id = context.canvas_id
+
+    @property
+    def id(self) -> str:
+        """The name of the file, by which the ledger knows the canvas for ever."""
+        return self._id
 
     @cached_property
     def audience_steps(self) -> tuple[AudienceStep, ...]:

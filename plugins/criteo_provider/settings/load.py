@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from criteo_provider.settings import rules, shapes
-from criteo_provider.settings.canvas import FILE_NAME, Canvas
+from criteo_provider.settings.canvas import Canvas, Reading
 from criteo_provider.settings.problems import Finding, Problem, in_file
 from criteo_provider.settings.strict_yaml import read_yaml
 
@@ -63,7 +63,7 @@ def _read(file: Path, include_folder: Path) -> tuple[Canvas | None, tuple[Proble
     canvas = None
     found += rules.check(data)
     try:
-        canvas = Canvas.model_validate(data | {FILE_NAME: file.stem}, context=include_folder)
+        canvas = Canvas.model_validate(data, context=Reading(include_folder, file.stem))
     except ValidationError as error:
         found += shapes.findings(error)
     return (None if found else canvas), in_file(shown, data, found)

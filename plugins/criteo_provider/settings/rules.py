@@ -77,6 +77,11 @@ def _kinds(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
                 yield Finding(("steps", at), what, "Add `audience_sync:` or `delay:`.")
 
 
+def _kind(step: Mapping[str, object]) -> str | None:
+    kinds = [kind for kind in KINDS_OF_STEP if step.get(kind) is not None]
+    return kinds[0] if len(kinds) == 1 else None
+
+
 def _ids(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
     names = [step.get("id") for step in steps]
     twice = {name for name, times in Counter(filter(_is_text, names)).items() if times > 1}
@@ -89,12 +94,12 @@ def _ids(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
 def _order(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
     if not any("audience_sync" in step for step in steps):
         yield Finding(("steps",), "holds no audience_sync, so nobody would be sent.", "Add one.")
-    elif "delay" in steps[-1] and "audience_sync" not in steps[-1]:
+    elif _kind(steps[-1]) == "delay":
         what = "is a delay at the end, after which nothing happens."
         yield Finding(("steps", len(steps) - 1), what, "Remove it, or put an audience_sync behind it.")
     for at in range(1, len(steps)):
         before, step = steps[at - 1], steps[at]
-        if "delay" in before and "delay" in step:
+        if _kind(before) == _kind(step) == "delay":
             yield Finding(("steps", at), "is a delay right after a delay.", "Make one delay of the two.")
         sync, sync_before = _block(step.get("audience_sync")), _block(before.get("audience_sync"))
         if sync and sync == sync_before:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from criteo_provider.settings.canvas import FILE_NAME, Canvas
+from criteo_provider.settings.canvas import Canvas
 from criteo_provider.settings.problems import Finding, Place
 
 _PLAIN_WORDS = {
@@ -94,4 +94,4 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _keys(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
     """List the keys of a block as they are written in YAML."""
     fields = model.model_fields if model else {}
-    return {field.alias or name: field for name, field in fields.items() if field.alias != FILE_NAME}
+    return {field.alias or name: field for name, field in fields.items()}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from itertools import islice
+from typing import Any, BinaryIO, TypeVar, cast
+
+import msgspec
 
 from criteo_provider.core.ports import Columns
 
 LINE_BYTES = 4_000_000
+
+T = TypeVar("T")
 
 
 class Unreadable(Exception):
@@ -51,24 +54,21 @@ def read_tsv(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: in
 
 
 def read_ndjson(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int) -> Iterator[Batch]:
-    """Read one JSON object a line; a key that is absent is no value. Blank lines count as rows nowhere."""
+    """Read one JSON object a line; a key that is absent is no value. Blank lines are no rows."""
+    decode = msgspec.json.Decoder(dict[str, object]).decode
     number = 0
-    held: list[dict[str, object]] = []
-    with _naming_the_row(lambda: number):
-        while line := stream.readline(LINE_BYTES):
-            if not line.strip():
-                continue
-            number += 1
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise Unreadable(f"row {number}: a JSON object was expected")
-            if number > skip:
-                held.append(record)
-            if len(held) == batch_rows:
-                yield _of_records(held, columns)
-                held = []
-    if held:
-        yield _of_records(held, columns)
+    with io.BufferedReader(cast("Any", stream)) as lines:
+        reading = iter(lambda: lines.readline(LINE_BYTES), b"")
+        while taken := _next(reading, batch_rows, number):
+            held = [line for line in taken if not line.isspace()]
+            try:
+                records = [decode(line) for line in held]
+            except msgspec.DecodeError:
+                raise _first_fault(decode, held, number) from None
+            known = max(skip - number, 0)
+            number += len(records)
+            if known < len(records):
+                yield _of_records(records[known:], columns)
 
 
 def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int) -> Iterator[Batch]:
@@ -77,44 +77,75 @@ def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows
     import pyarrow.parquet as pq
 
     number = 0
-    with _naming_the_row(lambda: number, pa.ArrowException):
+    try:
         # buffer_size: read a column bit by bit; without it a whole row group is held.
         file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
-        _demand(columns, file.schema_arrow.names, "the file has " + ", ".join(file.schema_arrow.names))
+        there = file.schema_arrow.names
+        _demand(columns, there, f"the file has {', '.join(there)}")
         groups = range(file.metadata.num_row_groups)
         while groups and number + (rows := file.metadata.row_group(groups[0]).num_rows) <= skip:
             number += rows
             groups = groups[1:]
-        names = list(dict.fromkeys(columns))
-        for piece in file.iter_batches(batch_rows, row_groups=list(groups), columns=names, use_threads=False):
-            begin = min(max(skip - number, 0), piece.num_rows)
+        for piece in file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False):
+            piece.validate(full=True)  # texts that are not UTF-8 show here, not when they are used
+            known = min(max(skip - number, 0), piece.num_rows)
             number += piece.num_rows
-            if begin < piece.num_rows:
-                yield Batch(piece.num_rows - begin, cast("Any", piece.slice(begin)).to_pydict)
+            if known < piece.num_rows:
+                yield Batch(piece.num_rows - known, cast("Any", piece.slice(known)).to_pydict)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the store's trouble, not the file's
+        raise Unreadable(f"behind row {number}: the file is damaged or cut off") from None
 
 
 def _delimited(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int, delimiter: str) -> Iterator[Batch]:
     number = 0
-    held: list[list[str]] = []
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    with _naming_the_row(lambda: number + 1, csv.Error), text:
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
-        header = next(rows, [])
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        reading = csv.reader(text, delimiter=delimiter, strict=True)
+        header = (_next(reading, 1, 0) or [[]])[0]
         _demand(columns, header, f"the header line has {len(header)} columns; is the first line a header?")
         places = {column: header.index(column) for column in columns}
-        for row in rows:
-            if not row:
-                continue
-            number += 1
-            if len(row) != len(header):
-                raise Unreadable(f"row {number}: {len(header)} fields were expected and {len(row)} found")
-            if number > skip:
-                held.append(row)
-            if len(held) == batch_rows:
-                yield _of_fields(held, places)
-                held = []
-    if held:
-        yield _of_fields(held, places)
+        while rows := _next(reading, batch_rows, number):
+            if set(map(len, rows)) != {len(header)}:
+                rows = _whole_rows(rows, len(header), number)
+            known = max(skip - number, 0)
+            number += len(rows)
+            if known < len(rows):
+                yield _of_fields(rows[known:], places)
+
+
+def _next(reading: Iterator[T], count: int, number: int) -> list[T]:
+    """Take the next rows; what a parser says may quote one, so a fault only names the row."""
+    rows: list[T] = []
+    try:
+        rows.extend(islice(reading, count))
+    except UnicodeDecodeError:
+        raise Unreadable(f"behind row {number + len(rows)}: the text is not UTF-8") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise Unreadable(f"behind row {number + len(rows)}: the compressed file is damaged or cut off") from None
+    except csv.Error:
+        raise Unreadable(f"behind row {number + len(rows)}: the file is damaged or cut off") from None
+    return rows
+
+
+def _whole_rows(rows: list[list[str]], width: int, number: int) -> list[list[str]]:
+    """Leave out blank lines; a row of another width is a fault."""
+    whole = [row for row in rows if row]
+    for at, row in enumerate(whole, number + 1):
+        if len(row) != width:
+            raise Unreadable(f"row {at}: {width} fields were expected and {len(row)} found")
+    return whole
+
+
+def _first_fault(decode: Callable[[bytes], object], lines: Sequence[bytes], number: int) -> Unreadable:
+    for at, line in enumerate(lines, number + 1):
+        try:
+            decode(line)
+        except msgspec.ValidationError:
+            return Unreadable(f"row {at}: a JSON object was expected")
+        except msgspec.DecodeError:
+            return Unreadable(f"row {at}: the line is not complete JSON")
+    raise AssertionError("one of these lines was refused a moment ago")
 
 
 def _of_fields(rows: list[list[str]], places: Mapping[str, int]) -> Batch:
@@ -130,21 +161,6 @@ def _demand(columns: Sequence[str], there: Sequence[str], otherwise: str) -> Non
         if there.count(column) != 1:
             fault = "there is no column" if column not in there else "several columns are called"
             raise Unreadable(f"{fault} {column!r}; {otherwise}")
-
-
-@contextmanager
-def _naming_the_row(row: Callable[[], int], *faults: type[Exception]) -> Iterator[None]:
-    """Turn whatever a parser says, which may quote the row, into a sentence that only names the row."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise Unreadable(f"near row {row()}: the text is not UTF-8") from None
-    except json.JSONDecodeError:
-        raise Unreadable(f"row {row()}: the line is not complete JSON") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise Unreadable(f"after row {row()}: the compressed file is cut off or damaged") from None
-    except faults:
-        raise Unreadable(f"near row {row()}: the file is cut off or damaged") from None
 
 
 def _unzipped(reader: Reader) -> Reader:

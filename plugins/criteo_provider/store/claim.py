@@ -62,9 +62,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class ClaimTerms:
-    """Who claims, for which connection and DAG, and for how long a claim holds without an answer."""
+    """Who claims, for which connection, ad accounts and DAG, and for how long a claim holds without an answer."""
 
     connection_id: str
+    ad_accounts: frozenset[str]
     role: Role
     owner: str
     lease_s: float
@@ -139,6 +140,7 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
         .join(audience, audience.c.id == part.c.audience_id)
         .where(
             audience.c.connection_id == terms.connection_id,
+            audience.c.ad_account.in_(terms.ad_accounts),
             audience.c.criteo_id.is_not(None),
             sendable(terms.role, now_us),
         )

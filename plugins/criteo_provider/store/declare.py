@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, text, update
 
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import (
@@ -20,18 +20,25 @@ from criteo_provider.core.model import (
 from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
 from criteo_provider.store.standings import refold, slices
 
+# Processes that read the same files at the same time declare one after the other; the number is only a name.
+_DECLARE_LOCK = 0x4445434C
+
 
 def declare(
-    connection: Connection, declarations: Sequence[CanvasDeclaration], *, now_us: int
+    connection: Connection, declarations: Sequence[CanvasDeclaration], *, broken: Collection[str] = (), now_us: int
 ) -> dict[str, tuple[StepPlan, ...]]:
     """Make the ledger agree with ``declarations`` (all canvases there are) and return the step plans per canvas.
 
     A changed audience or operation applies to new entries; a field no longer chosen is never sent again; a step or
-    canvas that is gone holds its people until it is declared again or dropped.
+    canvas that is gone holds its people until it is declared again or dropped. ``broken`` names canvases whose file
+    is there and cannot be read now: their people go on under the last declaration that could.
     """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _DECLARE_LOCK})
     plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
-    connection.execute(update(canvas).where(canvas.c.id.not_in(plans), canvas.c.declared).values(declared=False))
-    connection.execute(update(step).where(step.c.canvas_id.not_in(plans), step.c.declared).values(declared=False))
+    kept = {*plans, *broken}
+    connection.execute(update(canvas).where(canvas.c.id.not_in(kept), canvas.c.declared).values(declared=False))
+    connection.execute(update(step).where(step.c.canvas_id.not_in(kept), step.c.declared).values(declared=False))
     return plans
 
 

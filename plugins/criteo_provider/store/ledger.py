@@ -43,9 +43,11 @@ class Ledger:
 
     # --- canvases
 
-    def declare(self, declarations: Sequence[CanvasDeclaration], *, now_us: int) -> dict[str, tuple[StepPlan, ...]]:
+    def declare(
+        self, declarations: Sequence[CanvasDeclaration], *, broken: Collection[str] = (), now_us: int
+    ) -> dict[str, tuple[StepPlan, ...]]:
         """Make the ledger agree with all canvas files there are; return the step plans per canvas."""
-        return self._write(lambda connection: declare.declare(connection, declarations, now_us=now_us))
+        return self._write(lambda connection: declare.declare(connection, declarations, broken=broken, now_us=now_us))
 
     def drop(self, canvas_id: str, step_name: str, *, now_us: int) -> int:
         """Give up the people held in a step that is no longer declared; return how many parts were closed."""
@@ -191,7 +193,7 @@ class Ledger:
     # --- audiences and troubles
 
     def unresolved_audiences(
-        self, connection_id: str, *, now_us: int, lease_s: float
+        self, connection_id: str, ad_accounts: Collection[str], *, now_us: int, lease_s: float
     ) -> list[tuple[int, str, str, bool]]:
         """Lease the audiences with people waiting that have no Criteo id yet: (id, ad account, name, may create)."""
 
@@ -200,6 +202,7 @@ class Ledger:
                 update(audience)
                 .where(
                     audience.c.connection_id == connection_id,
+                    audience.c.ad_account.in_(ad_accounts),
                     audience.c.criteo_id.is_(None),
                     audience.c.resolver_until_us <= now_us,
                     audience.c.id.in_(select(part.c.audience_id).where(part.c.state == PartState.OPEN)),
@@ -254,10 +257,13 @@ class Ledger:
         with self.engine.connect() as connection:
             return (connection.execute(query).scalar() or 0) <= now_us
 
-    def connections(self) -> list[str]:
-        """Return the Airflow connections that audiences are reached through."""
+    def connections(self) -> dict[str, set[str]]:
+        """Return the Airflow connections that audiences are reached through, with the ad accounts behind each."""
+        found: dict[str, set[str]] = {}
         with self.engine.connect() as connection:
-            return list(connection.execute(select(audience.c.connection_id).distinct()).scalars())
+            for row in connection.execute(select(audience.c.connection_id, audience.c.ad_account).distinct()):
+                found.setdefault(row.connection_id, set()).add(row.ad_account)
+        return found
 
     def troubles(self) -> Sequence[Row[tuple[object, ...]]]:
         """Return the open troubles."""
