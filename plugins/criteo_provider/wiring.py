@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from criteo_provider.core import identifiers
-from criteo_provider.core.errors import CriteoSyncError, Misconfigured, SourceFailed
+from criteo_provider.core.errors import AccessLost, Busy, CriteoSyncError, Misconfigured, SourceFailed, Unavailable
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import ClaimedRequest, Role, StepPlan
 from criteo_provider.core.outcome import Outcome
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source
+from criteo_provider.core.ports import Json, Look, Page, Seen, Source, TokenStore
 from criteo_provider.criteo_api.check import CheckResult, check_access
 from criteo_provider.criteo_api.client import CriteoClient
+from criteo_provider.criteo_api.failures import as_failure
 from criteo_provider.criteo_api.line import ClientSettings
+from criteo_provider.criteo_api.own_tokens import OwnTokens
 from criteo_provider.criteo_api.wire import AdAccount, amendment_body
 from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, drain
 from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
@@ -302,7 +304,12 @@ class House:
         pacer = Pacer(
             self._pacer_engine, application, limit_per_min=connection.requests_per_minute, stop=stop, **patience
         )
-        tokens = LedgerTokens(self.ledger.engine, application, self.around.cipher, self._clock)
+        # A check must see a wrong secret at once, and not the token that a right one has brought before.
+        tokens: TokenStore = (
+            OwnTokens()
+            if interactive
+            else LedgerTokens(self.ledger.engine, application, self.around.cipher, self._clock)
+        )
         settings = ClientSettings(
             connection.client_id, connection.client_secret, connection.base_url, connection.api_version
         )
@@ -353,9 +360,17 @@ class _Courier:
         pieces, _length = amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items)
         return list(pieces)
 
-    def send(self, claimed: ClaimedRequest, parcel: list[bytes]) -> Outcome:
+    def make_ready(self) -> Outcome | None:
+        """See to a good access token; what stands in the way is an outcome."""
+        try:
+            self.client.make_ready()
+        except (AccessLost, Busy, Unavailable) as error:
+            return as_failure(error)
+        return None
+
+    def send(self, claimed: ClaimedRequest, parcel: list[bytes], before_first_byte: Callable[[], None]) -> Outcome:
         """Send it."""
-        return self.client.amend(claimed.criteo_id, parcel)
+        return self.client.amend(claimed.criteo_id, parcel, before_first_byte=before_first_byte)
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,10 +164,10 @@ def test_edited_canvases_are_seen(house: FakeHouse, include: Path) -> None:
     """The house is kept open between looks, and opened anew when a canvas file changes."""
     watch = lookout.Lookout(same_look_s=0)
     for _ in range(3):
-        watch.look()
+        asyncio.run(watch.look())
     assert house.opened == 1
     (include / "canvases" / "new.yaml").write_text("name: New")
-    watch.look()
+    asyncio.run(watch.look())
     assert (house.opened, house.closed) == (2, 1)
 
 

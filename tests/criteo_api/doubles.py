@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Mapping
 
 import httpx
 
-from criteo_provider.core.ports import Token
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.line import ClientSettings
+from criteo_provider.criteo_api.own_tokens import OwnTokens
 
 SETTINGS = ClientSettings("an-id", "s3cr+t/=&% x")
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -31,38 +29,13 @@ class CountedSlots:
         self.seen.append((status, headers.get("x-ratelimit-remaining")))
 
 
-class MemoryTokens:
-    """A token store in memory, with a lease; may be shared by several clients."""
+class MemoryTokens(OwnTokens):
+    """A token store in memory, shared by several clients, whose clock may be ahead."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.token: Token | None = None
-        self.lease_until_s = 0.0
-        self.serial = 0
-        self.ahead_s = 0.0
-
-    def current(self) -> Token | None:
-        return self.token
-
-    def begin_renewal(self, *, dead_serial: int | None, lease_s: float) -> bool:
-        with self._lock:
-            replaced = self.token is not None and self.token.serial != dead_serial
-            if replaced or self.lease_until_s > self.now_s():
-                return False
-            self.lease_until_s = self.now_s() + lease_s
-            return True
-
-    def finish_renewal(self, value: str, *, ends_at_s: float) -> Token:
-        with self._lock:
-            self.serial += 1
-            self.token, self.lease_until_s = Token(value, ends_at_s, self.serial), 0.0
-            return self.token
-
-    def abandon_renewal(self) -> None:
-        self.lease_until_s = 0.0
+    ahead_s = 0.0
 
     def now_s(self) -> float:
-        return time.time() + self.ahead_s
+        return super().now_s() + self.ahead_s
 
 
 class Criteo:

@@ -19,6 +19,7 @@ from criteo_provider.core.errors import AccessLost, Busy, CriteoSyncError, Unava
 from criteo_provider.criteo_api import auth
 from criteo_provider.criteo_api.auth import read_grant
 from criteo_provider.criteo_api.line import Reply
+from criteo_provider.criteo_api.own_tokens import OwnTokens
 from tests.criteo_api.doubles import Criteo, accepted
 
 PIECES = (b'{"data":{}}',)
@@ -218,6 +219,38 @@ def test_ends_are_told_by_the_shared_clock() -> None:
     for _ in range(3):
         client.amend("7", PIECES)
     assert len(criteo.calls("token")) == 1
+
+
+def test_whoever_comes_second_at_a_cold_start_makes_no_call() -> None:
+    """A process that found no token, and gets the lease after another has finished, uses that token."""
+    criteo = Criteo(amend=accepted())
+    enter = criteo.slots.enter
+
+    def others_finish_while_we_wait(*, interactive: bool = False) -> None:
+        enter(interactive=interactive)
+        if criteo.tokens.current() is None:
+            criteo.tokens.finish_renewal("theirs", ends_at_s=time.time() + 900)
+
+    criteo.slots.enter = others_finish_while_we_wait  # type: ignore[method-assign]
+    criteo.tokens.begin_renewal = lambda **_: True  # type: ignore[method-assign]
+    assert criteo.client().amend("7", PIECES).code == "accepted"
+    assert bearers(criteo) == ["Bearer theirs"]
+    assert criteo.calls("token") == []
+
+
+def test_a_check_of_its_own_does_not_borrow_a_token() -> None:
+    """With a store of its own a client proves its own pair, even while everybody else has a good token."""
+    tokens = OwnTokens()
+    assert tokens.current() is None
+    assert tokens.begin_renewal(dead_serial=None, lease_s=45)
+    assert not tokens.begin_renewal(dead_serial=None, lease_s=45)
+    tokens.abandon_renewal()
+    assert tokens.begin_renewal(dead_serial=None, lease_s=45)
+    first = tokens.finish_renewal("a", ends_at_s=tokens.now_s() + 900)
+    assert tokens.current() == first
+    assert not tokens.begin_renewal(dead_serial=first.serial - 1, lease_s=45)
+    assert tokens.begin_renewal(dead_serial=first.serial, lease_s=45)
+    assert tokens.finish_renewal("b", ends_at_s=tokens.now_s() + 900).serial > first.serial
 
 
 @pytest.mark.parametrize(

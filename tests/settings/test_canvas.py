@@ -117,11 +117,13 @@ def test_the_rule_joins_eligibility_and_consent(include: Path) -> None:
 
 
 def test_the_fingerprint_is_of_the_meaning(include: Path) -> None:
-    """Layout and comments leave the fingerprint as it is; a changed key or a changed segment does not."""
+    """Layout and comments leave the fingerprint as it is; another name, key or segment does not."""
     before = load(include).fingerprint
     relaid = "# a comment\n" + yaml.safe_dump(yaml.safe_load(FULL), sort_keys=True)
     assert load(include, relaid).fingerprint == before
     assert load(include, FULL.replace("delay: 1d", "delay: 2d")).fingerprint != before
+    (include / "canvases" / "twin.yaml").write_text(FULL)
+    assert len({canvas.fingerprint for canvas in load_canvases(include).canvases}) == 2
     (include / "segments" / "all.sql").write_text("SELECT * FROM others")
     assert load(include).fingerprint != before
 

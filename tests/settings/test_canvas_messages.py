@@ -266,5 +266,5 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     (problem,) = load_canvases(tmp_path / "include").problems
     assert (
         str(problem)
-        == "include/canvases: the file is not there, so no canvas can run. Create it, or correct the setting."
+        == "include/canvases: the folder is not there, so no canvas can run. Create it, or correct the setting."
     )

@@ -175,6 +175,11 @@ class Access:
         if not self._store.begin_renewal(dead_serial=dead_serial, lease_s=LEASE_S):
             return None
         try:
+            # Without a token there is no serial to be fenced by: somebody may have been quicker.
+            found = self._take_over(None) if replacing is None else None
+            if found is not None:
+                self._store.abandon_renewal()
+                return found
             asked_at_s = self._store.now_s()
             granted = self._fetch()
         except BaseException:

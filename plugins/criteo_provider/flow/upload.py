@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from criteo_provider.core.errors import Busy, LostClaim
 from criteo_provider.core.model import ClaimedPart, ClaimedRequest, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Unavailable
 
@@ -60,8 +61,11 @@ class Courier(Protocol):
     def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> Any:
         """Make the request's body from distinct values per identifier form."""
 
-    def send(self, claimed: ClaimedRequest, parcel: Any) -> Outcome:
-        """Send it and tell what came of it; the caller is inside a slot."""
+    def make_ready(self) -> Outcome | None:
+        """See to a good access token before a slot is taken; what stands in the way is an outcome."""
+
+    def send(self, claimed: ClaimedRequest, parcel: Any, before_first_byte: Callable[[], None]) -> Outcome:
+        """Send it inside the caller's slot and tell what came of it; ``before_first_byte`` may still stop it."""
 
 
 @dataclass(slots=True)
@@ -122,11 +126,15 @@ class Upload:
         stop: threading.Event,
         busy: Callable[[], None],
     ) -> None:
-        parcel = self._courier.pack(claimed, self._values(claimed))
         self._room.acquire()
         with self._lock:
             self._in_flight += 1
         try:
+            obstacle = self._courier.make_ready()
+            if obstacle is not None:
+                self._land(claimed, obstacle, busy)
+                return
+            parcel = self._courier.pack(claimed, self._values(claimed))
             slot = self._slots.take(spacing=self._spacing())
         except BaseException:
             self._land(claimed, None, busy)
@@ -136,13 +144,19 @@ class Upload:
         threads.submit(self._fly, claimed, parcel, slot, busy)
 
     def _fly(self, claimed: ClaimedRequest, parcel: Any, slot: Slot, busy: Callable[[], None]) -> None:
+        def still_ours() -> None:
+            if self._now_us() + self._request_timeout_s * 1e6 >= claimed.lease_until_us:
+                raise LostClaim(f"The lease of request {claimed.request_id} is too short to send it now.")
+
         outcome: Outcome | None = None
         try:
             while not slot.is_fresh():
                 slot = self._slots.take()
-            if self._lease_lasts(claimed):
-                outcome = self._courier.send(claimed, parcel)
+            outcome = self._courier.send(claimed, parcel, still_ours)
+        except (LostClaim, Busy) as reason:
+            log.info("Request %d goes back unsent: %s", claimed.request_id, reason)
         except Exception as error:
+            # Whatever broke here, these people must not be lost; the class is all that is safe to show.
             log.warning("Request %d was not sent: %s.", claimed.request_id, type(error).__name__)
             outcome = Unavailable("not-sent", f"The request could not be sent ({type(error).__name__}).")
         finally:
@@ -180,9 +194,6 @@ class Upload:
         if self._role is Role.RETRY and self._ledger.first_attempts_wait(now_us=self._now_us()):
             return RETRY_SPACING
         return 1
-
-    def _lease_lasts(self, claimed: ClaimedRequest) -> bool:
-        return self._now_us() + self._request_timeout_s * 1e6 < claimed.lease_until_us
 
     def _count(self, claimed: ClaimedRequest, outcome: Outcome, lost: int) -> None:
         with self._lock:

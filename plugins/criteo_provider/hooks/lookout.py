@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from criteo_provider.hooks.surroundings import include_folder, open_house
 
 if TYPE_CHECKING:
     from criteo_provider.wiring import House, Waiting
+
+    _Asked = tuple[asyncio.AbstractEventLoop, asyncio.Future[Waiting]]
 
 # Connections may be corrected and configuration mended while nothing is edited in the include folder.
 REOPEN_AFTER_S = 60.0
@@ -18,7 +25,9 @@ REOPEN_AFTER_S = 60.0
 class Lookout:
     """Keeps one house open for looking, and opens it anew when canvases change, once a minute, and after an error.
 
-    Belongs to one thread.
+    Looking talks to databases and to Airflow, so it has a thread of its own, always the same one, because database
+    connections belong to threads. A daemon one: a look that waits for an Airflow that is shutting down must not
+    keep the process alive.
     """
 
     def __init__(self, *, same_look_s: float = 0.5) -> None:
@@ -29,19 +38,39 @@ class Lookout:
         self._waiting: Waiting | None = None
         self._looked_s = 0.0
 
-    def look(self) -> Waiting:
-        """Tell what is waiting; blocks for the look, and callers within ``same_look_s`` share its answer.
+    async def look(self) -> Waiting:
+        """Tell what is waiting; callers within ``same_look_s`` share one look.
 
         Raises what the house raises; the next look starts with a house opened anew.
         """
+        asked: _Asked = (asyncio.get_running_loop(), asyncio.get_running_loop().create_future())
+        self._questions.put(asked)
+        return await asked[1]
+
+    @cached_property
+    def _questions(self) -> SimpleQueue[_Asked]:
+        questions: SimpleQueue[_Asked] = SimpleQueue()
+        threading.Thread(target=self._answer, args=(questions,), name="criteo-lookout", daemon=True).start()
+        return questions
+
+    def _answer(self, questions: SimpleQueue[_Asked]) -> None:
+        while True:
+            loop, future = questions.get()
+            try:
+                answer: Waiting | Exception = self._look()
+            except Exception as error:
+                answer = error
+            with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                loop.call_soon_threadsafe(_settle, future, answer)
+
+    def _look(self) -> Waiting:
         if self._waiting is None or time.monotonic() - self._looked_s > self.same_look_s:
             self._waiting = None
             self._waiting = self._fresh_look()
             self._looked_s = time.monotonic()
         return self._waiting
 
-    def close(self) -> None:
-        """Close the house, if one is open."""
+    def _close(self) -> None:
         house, self._house = self._house, None
         if house is not None:
             house.close()
@@ -50,16 +79,25 @@ class Lookout:
         try:
             return self._current().waiting()
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     def _current(self) -> House:
         stamp = _stamp(include_folder())
         if self._house is None or stamp != self._stamp or time.monotonic() - self._opened_s > REOPEN_AFTER_S:
-            self.close()
+            self._close()
             self._house = open_house()
             self._stamp, self._opened_s = stamp, time.monotonic()
         return self._house
+
+
+def _settle(future: asyncio.Future[Waiting], answer: Waiting | Exception) -> None:
+    if future.done():  # cancelled meanwhile
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _stamp(folder: Path) -> frozenset[tuple[str, int, int]]:

@@ -10,7 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 from criteo_provider.core import eligibility
@@ -20,6 +29,7 @@ from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation
 from criteo_provider.settings.durations import parse_duration
 
 MAX_AUDIENCE_CHARS = 255
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,12 @@ def _seconds(written: object) -> int:
     return seconds
 
 
+def _some(items: tuple[T, ...]) -> tuple[T, ...]:
+    if not items:  # asked last: pydantic's own check counts no item that is wrong by itself
+        raise PydanticCustomError("too_short", "is empty")
+    return items
+
+
 def _listed(written: object) -> object:
     return [written] if isinstance(written, str) else written
 
@@ -60,11 +76,10 @@ def _as_column(written: object) -> object:
     return {"column": written} if isinstance(written, str) else written
 
 
-T = TypeVar("T")
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ConnectionId = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[\w.\-]+$")]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(_some)]
 OrColumn = Annotated[T, BeforeValidator(_as_column)]  # a bare name stands for a block with that column
 Parameter = Annotated[str, BeforeValidator(_digits)]
 IdentifierField = Literal["email", "madid", "gum", "identity_link"]
@@ -173,7 +188,7 @@ class EmailColumn(Block):
     """A column of e-mail addresses, plain or hashed, and the hashes to send for plain ones."""
 
     column: Text = Field(examples=["email"])
-    hashes: Annotated[tuple[EmailHash, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+    hashes: Annotated[tuple[EmailHash, ...], BeforeValidator(_listed), AfterValidator(_some)] = Field(
         default=(EmailHash.SHA256,), alias="hash", examples=["sha256"]
     )
     input: EmailInput = Field(default=EmailInput.AUTO, examples=["auto"])
@@ -268,7 +283,7 @@ class AudienceSync(Block):
     audience: Annotated[Text, StringConstraints(max_length=MAX_AUDIENCE_CHARS)] = Field(
         examples=["High-value customers"]
     )
-    fields: Annotated[tuple[IdentifierField, ...], Field(min_length=1)] = Field(examples=["[email, madid]"])
+    fields: Annotated[tuple[IdentifierField, ...], AfterValidator(_some)] = Field(examples=["[email, madid]"])
 
 
 class Step(Block):
@@ -328,8 +343,9 @@ class Canvas(Block):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything declared, with the segment's SQL; without comments and layout of the YAML."""
-        declared = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        """SHA-256 of the id and everything declared, with the segment's SQL; without the layout of the YAML."""
+        meaning = {"id": self.id, "declared": self.model_dump(mode="json")}
+        declared = json.dumps(meaning, sort_keys=True, ensure_ascii=False)
         return sha256(declared.encode()).hexdigest()
 
     @property

@@ -29,8 +29,8 @@ def load_canvases(include_folder: Path) -> Canvases:
     folder = include_folder / "canvases"
     files = sorted(file for file in folder.glob("*.y*ml") if file.suffix in (".yaml", ".yml"))
     if not folder.is_dir():
-        finding = Finding((), "is not there, so no canvas can run.", "Create it, or correct the setting.")
-        return Canvases(problems=in_file(_shown(folder, include_folder), None, [finding]))
+        what, mend = "is not there, so no canvas can run.", "Create it, or correct the setting."
+        return Canvases(problems=(Problem(_shown(folder, include_folder), "the folder", what, mend),))
     canvases: dict[str, Canvas] = {}
     problems: list[Problem] = []
     for file in files:

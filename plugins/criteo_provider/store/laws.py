@@ -103,7 +103,8 @@ def _metrics(connection: Connection) -> Iterator[str]:
         values = told.pop(row.step_id, defaultdict(int))
         for name in (Metric.ENTERED, *METRIC_OF_STATUS.values()):
             if values[name] != row._mapping[name]:
-                yield f"Step {names[row.step_id]}: {name} is {values[name]} by metric rows, {row._mapping[name]} by stages."
+                held = row._mapping[name]
+                yield f"Step {names[row.step_id]}: {name} is {values[name]} by metric rows, {held} by stages."
         if values[Metric.PROCEEDED] + values[Metric.EXITED] != values[Metric.ENTERED]:
             yield f"Step {names[row.step_id]}: Proceeded + Exited is not Entered."
     for step_id, values in told.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 # A failing look is repeated less and less often, so a dead database is neither hammered nor forgotten.
 LONGEST_PAUSE_S = 30.0
-
-# Looking talks to databases, so it has a thread, always the same one: their connections are kept by thread.
-# Airflow's triggerer lets threads ask for connections (TriggerCommsDecoder.send).
-_looking = ThreadPoolExecutor(1, thread_name_prefix="criteo-lookout")
 
 
 class SegmentEntryTrigger(BaseTrigger):
@@ -44,10 +39,10 @@ class SegmentEntryTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until there is work, then yield one event with counts only."""
-        loop, pause_s = asyncio.get_running_loop(), self.poll_interval_s
+        pause_s = self.poll_interval_s
         while True:
             try:
-                waiting = await loop.run_in_executor(_looking, shared_lookout().look)
+                waiting = await shared_lookout().look()
             except Exception as error:
                 self._say((_sentence(error),))
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
