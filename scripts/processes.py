@@ -1,19 +1,18 @@
-"""Processes that end together: started in their own groups, named by a mark, and none left behind."""
+"""Processes that end together: each program has a session of its own, and none of its members is left behind."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
-MARK = "CRITEO_RUN_ID"
 GENTLE_S = 12.0
 
 
@@ -28,14 +27,14 @@ class Stopped(BaseException):
 class Household:
     """Starts programs and sees to it that all of them, and all they started, are gone at the end.
 
-    Airflow's components outlive a killed parent and change nothing about their environment, so besides the
-    process groups a mark in the environment tells which processes are ours.
+    Airflow's components can outlive the program that started them, and some rewrite their title and environment;
+    the session they were started in stays.
     """
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._mark = secrets.token_hex(8)
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._sessions: set[int] = set()
 
     def __enter__(self) -> Household:
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -52,8 +51,9 @@ class Household:
         """Start a program that keeps running; its output goes to a log file of that name."""
         with (self._logs / f"{name}.log").open("ab") as log:
             self._started[name] = subprocess.Popen(  # noqa: S603 - our own programs
-                command, env=self._marked(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self._sessions.add(self._started[name].pid)
 
     def run(self, name: str, command: Sequence[str], env: Mapping[str, str], *, timeout_s: float) -> None:
         """Run a program to its end; raise RunFailed with the end of its log when it fails."""
@@ -79,18 +79,15 @@ class Household:
         lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
         return "\n".join([f"The end of {log}:", *(f"    {line}" for line in lines)])
 
-    def _marked(self, env: Mapping[str, str]) -> dict[str, str]:
-        return {**env, MARK: self._mark}
-
     def _end(self) -> None:
-        for process in self._started.values():
-            _signal_group(process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(self._ours(), timeout=GENTLE_S)
-        while alive:
+        alive = self._ours()
+        for process in alive:
+            _signal(process, signal.SIGTERM)
+        psutil.wait_procs(alive, timeout=GENTLE_S)
+        while alive := self._ours():
             for process in alive:
-                _kill(process)
+                _signal(process, signal.SIGKILL)
             psutil.wait_procs(alive, timeout=2)
-            alive = self._ours()
         for started in self._started.values():
             started.wait()
 
@@ -99,8 +96,8 @@ class Household:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self._mark
-        except psutil.Error:
+            return os.getsid(process.pid) in self._sessions and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, psutil.Error):
             return False
 
 
@@ -121,15 +118,6 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise Stopped
 
 
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.Error:
-        return
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.Error):
+        process.send_signal(number)

@@ -1,13 +1,14 @@
 """`make run`: from nothing to everyone settled, in a real Airflow against the sandbox, and then at your service.
 
-    make run            stays up with the Airflow UI until Ctrl-C
-    make run ONCE=1     ends when all example people are settled and the numbers are proven
-    python scripts/run.py --add-person      while it runs: add somebody and see them arrive at Criteo
+make run            stays up with the Airflow UI until Ctrl-C
+make run ONCE=1     ends when all example people are settled and the numbers are proven
+python scripts/run.py --add-person      while it runs: add somebody and see them arrive at Criteo
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.util
 import json
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lists import ComparedList, compare_lists
 from local_airflow import PROJECT, LocalAirflow
 from processes import Household, RunFailed, Stopped, free_port
 
@@ -88,17 +90,11 @@ class Run:
                 tasks = ", ".join(f"{task} {state}" for task, state in self._tasks(dag_id, run).items())
                 say(f"  {dag_id}  {run['dag_run_id']}  {run['state']}: {tasks}")
         print_table([_row(step) for step in self.numbers()])
-        print_table(
-            [
-                {"list at the sandbox": segment["name"], "ad account": segment["advertiser_id"],
-                 "identifiers": f"{segment['size']:,}"}
-                for segment in self.sandbox.state()["segments"]
-            ]  # fmt: skip
-        )
         with closing(self._house()) as house:
-            violated = house.prove()
+            compared, violated = compare_lists(house.ledger.engine, self.sandbox), house.prove()
+        print_table([_list_row(each) for each in compared])
         say("\n".join(violated) or "All laws hold: the numbers add up.")
-        return not violated
+        return not violated and all(each.same for each in compared)
 
     def _is_idle(self) -> bool:
         """Whether an upload has ended well and the next run waits for people in the triggerer."""
@@ -108,7 +104,8 @@ class Run:
         return self._tasks(SYNC, runs[-1]).get("wait_for_people") == "deferred"
 
     def _tasks(self, dag_id: str, run: dict[str, Any]) -> dict[str, str | None]:
-        return self.airflow.task_states(dag_id, run["dag_run_id"])
+        states: dict[str, str | None] = self.airflow.task_states(dag_id, run["dag_run_id"])
+        return states
 
     def _await_run(self, dag_id: str, run_id: str | None) -> None:
         deadline = time.monotonic() + 60
@@ -181,6 +178,16 @@ def _row(step: StepNumbers) -> dict[str, str]:
     return row | {name: f"{getattr(step, name):,}" for name in counts}
 
 
+def _list_row(compared: ComparedList) -> dict[str, str]:
+    return {
+        "contact list": compared.name,
+        "ad account": compared.ad_account,
+        "identifiers by the ledger": f"{compared.by_ledger:,}",
+        "at the sandbox": f"{compared.at_sandbox:,}",
+        "": "the same" if compared.same else "DIFFERENT",
+    }
+
+
 def _each(steps: list[StepNumbers]) -> str:
     return "  ".join(f"{step.step} {step.entered - step.pending:,}/{step.entered:,}" for step in steps if step.entered)
 
@@ -208,7 +215,17 @@ def _main() -> int:
 
 def _run(args: argparse.Namespace) -> int:
     place: Path = args.place.resolve()
-    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
+    with (place.parent / f".{place.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFailed(f"Another run is at work in {place}: end it, or choose another --place.") from None
+        return _run_in(place, args)
+
+
+def _run_in(place: Path, args: argparse.Namespace) -> int:
+    shutil.rmtree(place)
     (place / "logs").mkdir(parents=True)
     if shutil.disk_usage(place).free < NEEDED_BYTES:
         raise RunFailed(f"Less than 1 GB is free at {place}: make room, or choose another --place.")
@@ -221,7 +238,8 @@ def _run(args: argparse.Namespace) -> int:
         say(f"Everyone is settled, {time.monotonic() - began_s:.0f} s after the start.")
         if args.once:
             return 0 if good else 1
-        say(f"Airflow stays at {run.airflow.url} until Ctrl-C. Add somebody: make add-person")
+        say(f"Airflow stays at {run.airflow.url} until Ctrl-C. Add somebody from another terminal:")
+        say("  .venv/bin/python scripts/run.py --add-person")
         while True:
             household.check()
             time.sleep(1)

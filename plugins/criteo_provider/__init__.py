@@ -48,7 +48,10 @@ def _connection_type() -> dict[str, object]:
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "port"],
             "relabeling": {"login": "Client ID", "password": "Client secret", "host": "API base URL"},
-            "placeholders": {"host": "https://api.criteo.com", "login": "from your application at developers.criteo.com"},
+            "placeholders": {
+                "host": "https://api.criteo.com",
+                "login": "from your application at developers.criteo.com",
+            },
         },
         "conn-fields": {
             "api_version": {

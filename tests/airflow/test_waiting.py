@@ -115,9 +115,7 @@ def test_due_retries_wake_nobody(house: FakeHouse) -> None:
     assert house.looked == 3
 
 
-def test_survives_errors(
-    house: FakeHouse, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_survives_errors(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing look is one line in the log without data, a house opened anew, and another try."""
     monkeypatch.setattr(segment, "LONGEST_PAUSE_S", POLL_S)
     house.looks = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.sources.cursor_values import canonical, decode, decode_row, encode, encode_row
 
 ZONES = st.one_of(st.none(), st.integers(-720, 840).map(lambda m: timezone(timedelta(minutes=m))))
@@ -48,7 +48,7 @@ def test_numpy_numbers_become_plain_ones() -> None:
 @pytest.mark.parametrize(("value", "said"), [("a@example.com", "e-mail"), (object(), "object"), (None, "NoneType")])
 def test_values_that_must_not_be_a_position_are_refused(value: object, said: str) -> None:
     """An e-mail address or a type without order is refused, naming the column and never the value."""
-    with pytest.raises(Misconfigured) as refusal:
+    with pytest.raises(SourceFailed) as refusal:
         encode(value, "updated")
     assert "'updated'" in str(refusal.value)
     assert said in str(refusal.value)
@@ -57,7 +57,7 @@ def test_values_that_must_not_be_a_position_are_refused(value: object, said: str
 
 def test_a_position_of_other_columns_is_refused() -> None:
     """When the cursor columns of a canvas changed, the stored position is not guessed at."""
-    with pytest.raises(Misconfigured, match="were they changed"):
+    with pytest.raises(SourceFailed, match="were they changed"):
         decode_row([1], ["updated_at", "id"])
     assert decode_row(encode_row([1, "x"], ["a", "b"]), ["a", "b"]) == (1, "x")
 

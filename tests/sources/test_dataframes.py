@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from criteo_provider.core.errors import Misconfigured, SourceFailed
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Json
 from criteo_provider.sources.dataframes import DataFrameSource
 from tests.sources.table import nothing_seen
@@ -105,12 +105,14 @@ def test_no_value_is_none_whatever_pandas_calls_it() -> None:
         ([frame((2, "a")), frame((1, "b"))], "DataFrame 2 is not ordered by the cursor column 'at'"),
         ([frame((1.0, "a"), (None, "b"))], "DataFrame 1 has rows without a value in the cursor column 'at'"),
         ([frame((1, "a"))[["at"]]], "DataFrame 1 has no single column 'id'"),
+        ([frame((1, "a")), frame(("x", "b"))], "'at' in DataFrame 2 cannot be compared with those before"),
+        ([frame((1, "a"), ("x", "b"))], "DataFrame 1 is not ordered by the cursor column 'at'"),
         ([[1]], "item 1 is a list; yield pandas DataFrames"),
     ],
 )
 def test_what_a_callable_does_wrong_is_told(frames: list[object], said: str) -> None:
     """Order, missing values, missing columns and other things than DataFrames are named, with the mend."""
-    with pytest.raises(Misconfigured) as refusal:
+    with pytest.raises(SourceFailed) as refusal:
         entered(source(*frames))
     assert said in str(refusal.value)
     assert "people" in str(refusal.value)
@@ -144,7 +146,7 @@ def test_a_dotted_path_is_resolved_at_the_first_look(tmp_path: Path, monkeypatch
         ("people", "cannot be imported (ValueError)"),
         ("made_up_segments.SIZE", "is not callable"),
     ]:
-        with pytest.raises(Misconfigured) as refusal:
+        with pytest.raises(SourceFailed) as refusal:
             DataFrameSource(path, cursor="at", columns=["id"]).is_ahead(None, nothing_seen)
         assert said in str(refusal.value)
 
@@ -158,3 +160,10 @@ def test_importing_the_sources_brings_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("position", [{"a#1": 7}, [7], [1, "b"], ["x", 1]])
+def test_a_position_of_another_source_is_refused(position: Json) -> None:
+    """A stored position that does not fit is SourceFailed, so that only this canvas waits."""
+    with pytest.raises(SourceFailed, match=r"was the kind of source changed|cannot be compared"):
+        entered(source(*TIED), position)

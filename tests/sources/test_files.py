@@ -122,6 +122,8 @@ def test_an_empty_file_is_finished_like_any_other(tmp_path: Path) -> None:
     """A file without rows is not looked at for ever."""
     put(tmp_path / "empty.parquet", [])
     ledger = Ledger()
+    (page,) = source(tmp_path).pages(None, max_rows=5, seen=nothing_seen)
+    assert {name: list(values) for name, values in page.columns.items()} == {"id": [], "email": []}
     ledger.enter(source(tmp_path))
     assert not source(tmp_path).is_ahead(ledger.position, ledger.seen)
 

@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 
-from criteo_provider.core.ports import Look
 from criteo_provider.sources import late_commits
 from criteo_provider.sources.sql import LOOK_ROWS
-from tests.sources.table import Database, Entering, database
+from tests.sources.table import Clock, Database, Entering, database
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 NOW_S = NOW.timestamp()
 LATE_COMMIT_S = 60.0
-
-
-def now_us() -> int:
-    return int(NOW_S * 1e6)
 
 
 @pytest.fixture
@@ -33,10 +28,13 @@ def people(ledger_url: str) -> Database:
     return db
 
 
-def entering_ids(db: Database, *, late_commit_s: float, max_rows: int = 1000, **settings: Any) -> Entering:
-    settings = {"now_us": now_us, "user_key": "customer"} | settings
+def entering_ids(
+    db: Database, *, late_commit_s: float, max_rows: int = 1000, clock: Clock | None = None, **settings: Any
+) -> Entering:
+    clock = clock or Clock()
+    settings = {"now_us": clock.us, "user_key": "customer"} | settings
     source = db.source("SELECT * FROM people", late_commit_s=late_commit_s, **settings)
-    return Entering(source, max_rows)
+    return Entering(source, max_rows, clock)
 
 
 def ids(entering: Entering) -> list[object]:
@@ -47,10 +45,10 @@ def test_a_plain_cursor_loses_the_row_that_is_committed_late(people: Database) -
     """The yardstick: without further looks, a row stamped first and committed second is never read."""
     entering = entering_ids(people, late_commit_s=0)
     people.run("INSERT INTO people VALUES (2, 'b')")
-    entering.forward(0)
+    entering.forward()
     people.run("INSERT INTO people VALUES (1, 'a')")
-    entering.forward(0)
-    entering.recheck(1e9)
+    entering.forward()
+    entering.wait(70)
     assert ids(entering) == [2]
 
 
@@ -58,13 +56,12 @@ def test_the_further_look_finds_it_once(people: Database) -> None:
     """The first further look finds the late row, the next ones find nothing more, and then there is an end."""
     entering = entering_ids(people, late_commit_s=LATE_COMMIT_S)
     people.run("INSERT INTO people VALUES (2, 'b')")
-    entering.forward(0)
+    entering.forward()
     people.run("INSERT INTO people VALUES (1, 'a')")
-    entering.recheck(3)
+    entering.wait(3)
     assert ids(entering) == [2, 1]
     assert entering.position == [2]
-    for second in range(3, 70):
-        entering.recheck(second)
+    entering.wait(67)
     assert ids(entering) == [2, 1]
     assert entering.looks == []
 
@@ -74,11 +71,10 @@ def test_a_row_committed_within_the_promise_is_found_whenever_that_is(people: Da
     """However late inside `late_commit` a row appears, exactly one look finds it."""
     entering = entering_ids(people, late_commit_s=LATE_COMMIT_S)
     people.run("INSERT INTO people VALUES (2, 'b')")
-    entering.forward(0)
-    for second in range(70):
-        if second == committed_after_s:
-            people.run("INSERT INTO people VALUES (1, 'a')")
-        entering.recheck(second)
+    entering.forward()
+    entering.wait(committed_after_s)
+    people.run("INSERT INTO people VALUES (1, 'a')")
+    entering.wait(70 - committed_after_s)
     assert ids(entering) == [2, 1]
     assert entering.looks == []
 
@@ -88,10 +84,9 @@ def test_twins_are_told_apart_by_number(ledger_url: str) -> None:
     db = database(ledger_url)
     db.run("CREATE TABLE people (id INTEGER, customer TEXT)", "INSERT INTO people VALUES (1, 'a'), (1, 'a')")
     entering = entering_ids(db, late_commit_s=LATE_COMMIT_S)
-    entering.forward(0)
+    entering.forward()
     db.run("INSERT INTO people VALUES (1, 'a')")
-    for second in range(70):
-        entering.recheck(second)
+    entering.wait(70)
     assert ids(entering) == [1, 1, 1]
 
 
@@ -99,9 +94,9 @@ def test_a_changed_row_that_kept_its_stamp_is_not_entered_again(people: Database
     """A row is known by its cursor value and user key, whatever else changes in it."""
     people.run("ALTER TABLE people ADD COLUMN email TEXT", "INSERT INTO people VALUES (1, 'a', 'a@example.com')")
     entering = entering_ids(people, late_commit_s=LATE_COMMIT_S, columns=["id", "email"])
-    entering.forward(0)
+    entering.forward()
     people.run("UPDATE people SET email = 'b@example.com'")
-    entering.recheck(3)
+    entering.wait(3)
     assert len(entering.rows) == 1
 
 
@@ -110,16 +105,16 @@ def test_a_flood_of_late_rows_comes_in_pages(people: Database) -> None:
     entering = entering_ids(people, late_commit_s=LATE_COMMIT_S, max_rows=LOOK_ROWS)
     last = 2 * LOOK_ROWS + 50
     people.run(f"INSERT INTO people VALUES ({last}, 'x')")
-    entering.forward(0)
+    entering.forward()
     connection = people.connect()
     many = f"INSERT INTO people WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {last - 1}) "
     connection.execute(many + "SELECT i, 'y' FROM n")
     connection.commit()
     connection.close()
     sizes = []
-    for second in range(3, 80):
+    for _ in range(80):
         before = len(entering.rows)
-        entering.recheck(second)
+        entering.wait(1)
         sizes.append(len(entering.rows) - before)
         assert all(len(look.marks) <= 8 * (LOOK_ROWS + 1) for _, look in entering.looks)
     assert max(sizes) <= LOOK_ROWS
@@ -155,18 +150,31 @@ def test_a_single_writer_costs_no_look() -> None:
     assert late_commits.unsettled_s(1, now_s=NOW_S, late_commit_s=0) == 0
 
 
-def test_small_stretches_are_looked_at_soon_and_large_ones_once() -> None:
+def test_small_stretches_are_looked_at_soon_and_large_ones_once(people: Database) -> None:
     """A live stream is on time (looks after 3, 6, 12, ... s); a backfill is read again only once."""
-    look: Look | None = late_commits.first_look(0, 9, b"12345678", unsettled_s=62)
-    waits = []
-    while look:
-        waits.append(look.due_after_s)
-        left_s = 62 - late_commits.since_read_s(look)
-        look = late_commits.next_look(look, look.marks, unsettled_s=left_s)
-    assert waits == [3, 6, 12, 24, 17]
-    assert sum(waits) == 62
-    large = late_commits.first_look(0, 9, bytes(8 * 50_000), unsettled_s=62)
-    assert (large.due_after_s, large.last) == (62, True)
+    many = "INSERT INTO people WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {}) "
+    for rows, moments in ((9, [3, 6, 12, 24, 48, 62]), (5001, [62])):
+        people.run("DELETE FROM people", many.format(rows) + "SELECT i, 'x' FROM n")
+        entering = entering_ids(people, late_commit_s=LATE_COMMIT_S, max_rows=LOOK_ROWS)
+        entering.forward()
+        looked = []
+        for second in range(1, 80):
+            before = entering.looks
+            entering.wait(1)
+            looked += [second] if entering.looks != before else []
+        assert looked == moments
+
+
+class RealClock(Clock):
+    """The time that passes."""
+
+    @property
+    def s(self) -> float:  # type: ignore[override]
+        return time.time()
+
+    @s.setter
+    def s(self, _: float) -> None:
+        """Nobody sets it."""
 
 
 def write_late(db: Database, writer: int, until_s: float, clock: Any, committed: list[int]) -> None:
@@ -192,18 +200,16 @@ def test_concurrent_writers_lose_nothing_and_repeat_nothing(people: Database) ->
     committed: list[int] = []
     writers = [threading.Thread(target=write_late, args=(people, n, until_s, clock, committed)) for n in range(6)]
     naive = entering_ids(people, late_commit_s=0)
-    ours = entering_ids(people, late_commit_s=3, first_look_s=0.2, now_us=lambda: int(time.time() * 1e6))
+    ours = entering_ids(people, late_commit_s=3, first_look_s=0.2, clock=RealClock())
     for thread in writers:
         thread.start()
     while any(thread.is_alive() for thread in writers) or ours.looks:
         for entering in (naive, ours):
-            entering.forward(time.monotonic())
-            entering.recheck(time.monotonic())
+            entering.forward()
+            entering.recheck()
         time.sleep(0.02)
-    for thread in writers:
-        thread.join()
     for entering in (naive, ours):
-        entering.forward(time.monotonic())
+        entering.forward()
     assert set(ids(naive)) < set(committed)
     assert Counter(ids(ours)) == Counter(committed)
 
@@ -212,25 +218,24 @@ def test_transactions_of_postgres_that_stay_open_lose_nothing(postgres_url: str)
     """Rows stamped `now()` in a transaction that ends after others have passed it are entered once."""
     db = database(postgres_url)
     db.run("CREATE TABLE people (at TIMESTAMPTZ DEFAULT now(), id SERIAL PRIMARY KEY)")
-    clock = [time.time()]
+    clock = Clock()
+    clock.s = time.time()
     source = db.source(
         "SELECT * FROM people",
         cursor=["at", "id"],
         user_key="id",
         late_commit_s=LATE_COMMIT_S,
-        now_us=lambda: int(clock[0] * 1e6),
+        now_us=clock.us,
     )
-    entering = Entering(source)
+    entering = Entering(source, clock=clock)
     slow = db.connect()
     slow.execute("INSERT INTO people DEFAULT VALUES")
     for _ in range(3):
         db.run("INSERT INTO people DEFAULT VALUES")
-        entering.forward(0)
+        entering.forward()
     assert ids(entering) == [2, 3, 4]
     slow.commit()
     slow.close()
-    for second in range(70):
-        entering.recheck(second)
-        clock[0] += 1
+    entering.wait(70)
     assert ids(entering) == [2, 3, 4, 1]
     assert entering.looks == []

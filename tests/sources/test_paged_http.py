@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from criteo_provider.core.errors import Misconfigured, SourceFailed
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Json
 from criteo_provider.sources.paged_http import HttpAnswer, PagedHttpSource, Paging
 from tests.sources.table import nothing_seen
@@ -144,5 +144,14 @@ def test_trouble_is_one_sentence_without_an_address(answer: HttpAnswer | Excepti
 
 def test_wrong_records_path_names_what_is_there() -> None:
     """A `records` path that leads nowhere is named with the keys of the answer."""
-    with pytest.raises(Misconfigured, match=r"no list of objects at `records: data`; the answer has: items, meta"):
+    with pytest.raises(SourceFailed, match=r"no list of objects at `records: data`; the answer has: items, meta"):
         answering(HttpAnswer(200, {}, '{"items": [], "meta": 1}')).is_ahead(None, nothing_seen)
+
+
+@pytest.mark.parametrize("kind", PAGING)
+def test_a_position_of_another_source_is_refused(kind: str) -> None:
+    """A stored position that does not fit the paging is spoken of, not guessed at."""
+    others: dict[str, Json] = {"cursor": {"at": {}, "rows": 1}, "link": {"at": 3, "rows": 1}}
+    for position in (["2026-07-01", 7], others.get(kind, {"at": "c7", "rows": 1})):
+        with pytest.raises(SourceFailed, match=f"not one of `kind: {kind}`: was the source changed"):
+            entered(source(People(kind)), position)

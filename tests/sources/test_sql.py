@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from criteo_provider.core.errors import Misconfigured, SourceFailed
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Page
 from criteo_provider.sources.keyset import Keyset
 from criteo_provider.sources.sql import SqlSource
@@ -41,7 +41,7 @@ def test_every_row_is_read_once_in_order_wherever_pages_end(db: Database, max_ro
     db.run(*(f"INSERT INTO people VALUES ({stamp}, {key})" for stamp, key in dice.sample(rows, len(rows))))
     source = db.source("SELECT * FROM people", cursor=["stamp", "id"], columns=["id", "stamp"])
     entering = Entering(source, max_rows)
-    entering.forward(0)
+    entering.forward()
     assert [(row["stamp"], row["id"]) for row in entering.rows] == rows
     assert not source.is_ahead(entering.position, nothing_seen)
 
@@ -73,7 +73,7 @@ def test_rows_of_one_cursor_value_stay_on_one_page(db: Database) -> None:
     db.run(*(f"INSERT INTO people VALUES ({n // 3}, {n})" for n in range(9)))
     source = db.source("SELECT * FROM people", cursor=["stamp"], columns=["id"])
     assert [page.rows for page in pages(source, max_rows=5)] == [3, 3, 3]
-    with pytest.raises(Misconfigured, match=r"more than 2 rows share one value of the cursor \(stamp\)"):
+    with pytest.raises(SourceFailed, match=r"more than 2 rows share one value of the cursor \(stamp\)"):
         list(pages(source, max_rows=2))
 
 
@@ -83,7 +83,7 @@ def test_times_texts_and_numbers_can_be_cursors(db: Database) -> None:
     db.run(*(f"INSERT INTO people VALUES ('2026-01-0{n} 10:00:00.12345', 'n{n}', {n}.25, {n})" for n in range(1, 8)))
     for column in ("at", "name", "worth"):
         entering = Entering(db.source("SELECT * FROM people", cursor=[column], columns=["id"]), max_rows=2)
-        entering.forward(0)
+        entering.forward()
         assert [row["id"] for row in entering.rows] == list(range(1, 8))
 
 
@@ -95,8 +95,8 @@ def test_the_segment_may_end_in_a_comment_or_hold_any_sign(db: Database) -> None
         "WITH chosen AS (SELECT * FROM people) SELECT * FROM chosen WHERE name LIKE 'a%';\n",
     ):
         entering = Entering(db.source(query), max_rows=1)
-        entering.forward(0)
-        entering.forward(0)
+        entering.forward()
+        entering.forward()
         assert [row["id"] for row in entering.rows] == [1]
 
 
@@ -104,7 +104,7 @@ def test_a_missing_column_is_named_with_the_query(db: Database) -> None:
     """A column the query does not give is named, with those there and the mend (SQLite would read it as text)."""
     db.run("CREATE TABLE people (id INTEGER, email TEXT)")
     source = db.source("SELECT * FROM people", columns=["mail"], name="segments/vip.sql")
-    with pytest.raises(Misconfigured) as refusal:
+    with pytest.raises(SourceFailed) as refusal:
         source.is_ahead(None, nothing_seen)
     assert "segments/vip.sql gives no column 'mail'; it gives: id, email." in str(refusal.value)
     assert "correct the name in the canvas" in str(refusal.value)
@@ -120,7 +120,7 @@ def test_rows_without_a_cursor_value_are_refused_at_the_beginning(db: Database) 
     """Rows that would never be read are spoken of before anything is entered; later ones wait for their value."""
     db.run("CREATE TABLE people (at INTEGER, id INTEGER)", "INSERT INTO people VALUES (1, 1), (NULL, 2)")
     source = db.source("SELECT * FROM people", cursor=["at", "id"], columns=["id"])
-    with pytest.raises(Misconfigured, match=r"no value in the cursor column 'at'.*WHERE at IS NOT NULL"):
+    with pytest.raises(SourceFailed, match=r"no value in the cursor column 'at'.*WHERE at IS NOT NULL"):
         list(pages(source))
     db.run("DELETE FROM people WHERE at IS NULL")
     (page,) = pages(source)
@@ -137,13 +137,13 @@ def test_a_row_from_the_future_holds_nobody_up(db: Database) -> None:
     clock = [now_us()]
     source = db.source("SELECT * FROM people", cursor=["at", "id"], columns=["id"], now_us=lambda: clock[0])
     entering = Entering(source, max_rows=1)
-    entering.forward(0)
+    entering.forward()
     assert [row["id"] for row in entering.rows] == [1]
     assert not source.is_ahead(entering.position, nothing_seen)
     db.run("INSERT INTO people VALUES ('2026-07-01T12:00:01Z', 3)")
-    entering.forward(0)
+    entering.forward()
     clock[0] += 366 * 86_400_000_000
-    entering.forward(0)
+    entering.forward()
     assert [row["id"] for row in entering.rows] == [1, 3, 2]
 
 

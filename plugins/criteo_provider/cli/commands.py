@@ -139,8 +139,8 @@ def _preflight(house: House, canvas: str | None) -> Iterator[tuple[bool, str]]:
         yield True, f"canvas {each.id}: {each.name}"
     if not chosen and not problems:
         yield False, f"canvas {canvas}: there is no such file" if canvas else "there is no canvas in include/canvases"
-    for problem in house.waiting().problems:
-        yield False, problem
+    for trouble in house.waiting().problems:
+        yield False, trouble
     for conn_id in sorted({each.connection for each in chosen}):
         verdict = house.check_access(conn_id)
         yield verdict.ok, f"connection {conn_id}: {verdict.sentence}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,8 +136,9 @@ class Enter:
         if hold is None:
             return done
         try:
-            self._look_again(done, stop)
-            hold = self._read_on(hold, done, stop)
+            with self._lease_kept():
+                self._look_again(done, stop)
+                hold = self._read_on(hold, done, stop)
         except LostClaim:
             log.info("Another process reads the source of canvas %s now.", self._plan.canvas_id)
             return done
@@ -156,7 +158,6 @@ class Enter:
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> CursorHold:
         gathered = _Gathered()
-        leased_s = time.monotonic()
         position: Json = hold.position  # type: ignore[assignment]
         for page in self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen):
             done.rows += page.rows
@@ -170,15 +171,32 @@ class Enter:
                 gathered = _Gathered()
             if stop.is_set():
                 break
-            if time.monotonic() - leased_s > CURSOR_LEASE_S / 3:
-                leased_s = time.monotonic()
-                self._renew(hold)
         return self._seal(hold, gathered, done) if gathered.pages else hold
 
-    def _renew(self, hold: CursorHold) -> None:
-        renewed = self._ledger.hold_cursor(hold.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
-        if renewed is None or renewed.version != hold.version:
-            raise LostClaim(f"The cursor of canvas {hold.canvas_id} is held by another process.")
+    @contextmanager
+    def _lease_kept(self) -> Iterator[None]:
+        """Keep the source ours from a thread of its own: its first page may be longer in coming than a lease lasts."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(CURSOR_LEASE_S / 3):
+                try:
+                    self._ledger.hold_cursor(
+                        self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S
+                    )
+                except Exception as error:
+                    # The cursor's version still fences every seal; only work may be done twice.
+                    log.warning(
+                        "Canvas %s: the lease was not renewed (%s).", self._plan.canvas_id, type(error).__name__
+                    )
+
+        thread = threading.Thread(target=renew, name="criteo-cursor-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _seal(self, hold: CursorHold, gathered: _Gathered, done: Entered) -> CursorHold:
         people = self._packed(gathered.keys, gathered.columns)

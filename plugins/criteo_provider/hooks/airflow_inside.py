@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from criteo_provider.core.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
+    from pydantic import JsonValue
 
-# Says to Airflow's secrets chain "this is a server process": connections made in the UI are seen (connection_command.py).
+# Tells Airflow's secrets chain "this is a server process", which sees connections made in the UI
+# (airflow/cli/commands/connection_command.py).
 _CONTEXT_VARIABLE = "_AIRFLOW_PROCESS_CONTEXT"
 
 
@@ -106,6 +109,18 @@ def count(name: str, value: int) -> None:
 
     if value:
         stats.incr(name, value)
+
+
+def asset_event(alias: str, name: str, uri: str, extra: Mapping[str, JsonValue]) -> Any:
+    """Return an event for an asset that is told to exist by ``alias``, for ``outlet_events[alias].asset_alias_events``.
+
+    The public way makes an Asset first, which reads the metadata of all installed providers to tidy a URI that is
+    tidy already: more than a second of a task that may last only five.
+    """
+    from airflow.sdk.definitions.asset import AssetAliasEvent, AssetUniqueKey
+
+    key = AssetUniqueKey(name=name, uri=uri)
+    return AssetAliasEvent(source_alias_name=alias, dest_asset_key=key, dest_asset_extra={}, extra=dict(extra))
 
 
 def _surely_absent(conn_id: str) -> bool:

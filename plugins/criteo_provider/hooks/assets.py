@@ -16,10 +16,20 @@ ALIAS = "criteo_audiences"
 
 
 def audience_asset(ad_account: str, audience: str) -> Asset:
-    """Return the asset that stands for one audience of one ad account."""
+    """Return the asset that stands for one audience of one ad account, for the schedule or the inlets of a DAG."""
     from airflow.sdk import Asset
 
-    return Asset(name=f"Criteo {ad_account}: {audience}", uri=f"criteo://{ad_account}/{quote(audience, safe='')}")
+    return Asset(name=audience_name(ad_account, audience), uri=audience_uri(ad_account, audience))
+
+
+def audience_name(ad_account: str, audience: str) -> str:
+    """Return the name of that asset."""
+    return f"Criteo {ad_account}: {audience}"
+
+
+def audience_uri(ad_account: str, audience: str) -> str:
+    """Return the URI of that asset."""
+    return f"criteo://{ad_account}/{quote(audience, safe='')}"
 
 
 def tidy_uri(parts: SplitResult) -> SplitResult:

@@ -89,9 +89,7 @@ def _base_url(conn_id: str, host: str | None, port: int | None) -> str:
     if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc or parts.query:
         raise _wrong(conn_id, "API base URL", "is not a web address", f"use {DEFAULT_BASE_URL}")
     if parts.scheme == "http" and not _is_near(parts.hostname):
-        raise _wrong(
-            conn_id, "API base URL", "would send the client secret unencrypted", "start it with https://"
-        )
+        raise _wrong(conn_id, "API base URL", "would send the client secret unencrypted", "start it with https://")
     return url
 
 

@@ -102,5 +102,5 @@ def _settle(future: asyncio.Future[Waiting], answer: Waiting | Exception) -> Non
 
 def _stamp(folder: Path) -> frozenset[tuple[str, int, int]]:
     """What the canvases and their SQL look like from outside: names, sizes, times of change."""
-    files = [*folder.glob("canvases/*.y*ml"), *folder.glob("segments/*.sql")]
-    return frozenset((str(file), stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat()))
+    stats = {str(file): file.stat() for file in (*folder.glob("canvases/*.y*ml"), *folder.glob("segments/*.sql"))}
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())

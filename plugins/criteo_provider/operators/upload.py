@@ -49,6 +49,7 @@ class CriteoAudienceUploadOperator(BaseOperator):
         self.role = role
         self.longest_drain_s = longest_drain_s
         self._stop: threading.Event | None = None
+        self._told: Progress | None = None
 
     def execute(self, context: Context) -> dict[str, int]:
         """Drain, then report what was done."""
@@ -76,6 +77,9 @@ class CriteoAudienceUploadOperator(BaseOperator):
         return done
 
     def _tell(self, progress: Progress) -> None:
+        if progress == self._told:
+            return
+        self._told = progress
         self.log.info(
             "%s people entered; %s requests, %s of them accepted, with %s identifiers",
             *(f"{n:,}" for n in (progress.entered, progress.requests, progress.accepted, progress.identifiers)),
@@ -98,13 +102,14 @@ class CriteoAudienceUploadOperator(BaseOperator):
 
     def _announce(self, moved: Sequence[_Moved], context: Context) -> None:
         """Publish an asset event for each audience that people were newly synced to, with how many."""
-        events = context["outlet_events"][AssetAlias(assets.ALIAS)]
+        events = context["outlet_events"][AssetAlias(assets.ALIAS)].asset_alias_events
         for each in moved:
             if each.newly_synced > 0:
                 step = each.step
                 what = {"operation": step.operation, "canvas": step.canvas, "step": step.step}
-                asset = assets.audience_asset(step.ad_account, step.audience)
-                events.add(asset, extra={**what, "users": each.newly_synced})
+                name = assets.audience_name(step.ad_account, step.audience)
+                uri = assets.audience_uri(step.ad_account, step.audience)
+                events.append(airflow_inside.asset_event(assets.ALIAS, name, uri, {**what, "users": each.newly_synced}))
 
     def _count(self, done: Progress) -> dict[str, int]:
         """Add to Airflow's metrics, and return the same counts for XCom."""

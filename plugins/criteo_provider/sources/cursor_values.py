@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID
 
-from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Json
 
 # The first type that fits wins: a datetime is a date, too, and a pandas Timestamp is a datetime.
@@ -24,7 +24,7 @@ _KINDS: tuple[tuple[str, type, Callable[[Any], str], Callable[[str], object]], .
 def encode(value: object, column: str) -> Json:
     """Turn one cursor value into JSON: ``7``, ``"a"``, ``{"datetime": "2026-07-01T12:00:00+00:00"}``.
 
-    Raises Misconfigured, naming ``column``, for a type without an order that survives, and for text that
+    Raises SourceFailed, naming ``column``, for a type without an order that survives, and for text that
     looks like an e-mail address: a position is kept in the ledger, where plain addresses have no place.
     """
     if hasattr(value, "asm8"):  # pandas Timestamp: nanoseconds would be lost in a datetime
@@ -32,7 +32,7 @@ def encode(value: object, column: str) -> Json:
     if hasattr(value, "item") and not isinstance(value, (bytes, str)):  # a numpy scalar
         value = cast("Any", value).item()
     if isinstance(value, str) and "@" in value:
-        raise Misconfigured(
+        raise SourceFailed(
             f"cursor column {column!r} seems to hold e-mail addresses; choose one that only says how new "
             "a row is, such as a time of change or a serial number"
         )
@@ -43,7 +43,7 @@ def encode(value: object, column: str) -> Json:
     for name, kind, write, _ in _KINDS:
         if isinstance(value, kind):
             return {name: write(value)}
-    raise Misconfigured(
+    raise SourceFailed(
         f"cursor column {column!r} is of type {type(value).__name__}, which has no stable order; "
         "use a number, text, date, time or UUID column"
     )
@@ -61,7 +61,7 @@ def decode(stored: Json) -> object:
     for known, _, _, read in _KINDS:
         if known == name:
             return read(str(text))
-    raise Misconfigured(
+    raise SourceFailed(
         f"the stored position holds a value of the unknown kind {name!r}; it was written by a newer version"
     )
 
@@ -76,7 +76,7 @@ def decode_row(position: Json, columns: Sequence[str]) -> tuple[object, ...] | N
     if position is None:
         return None
     if not isinstance(position, list) or len(position) != len(columns):
-        raise Misconfigured(
+        raise SourceFailed(
             f"the stored position does not fit the cursor columns {', '.join(columns)}: were they changed? "
             "Put the former cursor back, or declare a new canvas"
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from criteo_provider.core.errors import CriteoSyncError, Misconfigured, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page
+from criteo_provider.core.errors import CriteoSyncError, SourceFailed
+from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.sources.cursor_values import decode, encode
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class DataFrameSource:
         self._columns = tuple(dict.fromkeys(columns))
         self._name = callable_ if isinstance(callable_, str) else getattr(callable_, "__qualname__", "callable")
 
-    def is_ahead(self, position: Json, seen: Callable[[Collection[str]], set[str]]) -> bool:
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether the callable yields a row behind ``position``; asked no further than to the first."""
         return next(self.pages(position, max_rows=1, seen=seen), None) is not None
 
-    def pages(self, position: Json, *, max_rows: int, seen: Callable[[Collection[str]], set[str]]) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         """Yield the rows behind ``position``."""
         after, ties = _reached(position)
         for frame in self._fresh(after, ties):
@@ -58,15 +58,16 @@ class DataFrameSource:
         """Yield non-empty frames without the rows known already, each checked for columns and order."""
         newest, to_skip = None, ties
         for number, frame in enumerate(self._frames(after), 1):
-            self._check(frame, number, newest)
-            if not len(frame):
-                continue
-            newest = frame[self._cursor].iloc[-1]
-            if after is not None:
-                frame = frame[frame[self._cursor] >= after]
-                known = min(to_skip, int((frame[self._cursor] == after).sum()))
-                to_skip -= known
-                frame = frame.iloc[known:]
+            try:
+                self._check(frame, number, newest)
+                newest = frame[self._cursor].iloc[-1] if len(frame) else newest
+                frame, skipped = _behind(frame, self._cursor, after, to_skip)
+            except TypeError:
+                raise SourceFailed(
+                    f"{self._name}: the values of the cursor column {self._cursor!r} in DataFrame {number} cannot "
+                    "be compared with those before; give it one type, and keep that"
+                ) from None
+            to_skip -= skipped
             if len(frame):
                 yield frame
 
@@ -87,27 +88,36 @@ class DataFrameSource:
         import pandas as pd
 
         if not isinstance(frame, pd.DataFrame):
-            raise Misconfigured(f"{self._name}: item {number} is a {type(frame).__name__}; yield pandas DataFrames")
+            raise SourceFailed(f"{self._name}: item {number} is a {type(frame).__name__}; yield pandas DataFrames")
         for column in (self._cursor, *self._columns):
             if list(frame.columns).count(column) != 1:
-                raise Misconfigured(
+                raise SourceFailed(
                     f"{self._name}: DataFrame {number} has no single column {column!r}; add it there, "
                     "or correct the name in the canvas"
                 )
         reached = frame[self._cursor]
         if reached.isna().any():
-            raise Misconfigured(
+            raise SourceFailed(
                 f"{self._name}: DataFrame {number} has rows without a value in the cursor column "
                 f"{self._cursor!r}; leave them out, or give them one"
             )
         if not reached.is_monotonic_increasing or (newest is not None and len(frame) and reached.iloc[0] < newest):
-            raise Misconfigured(
+            raise SourceFailed(
                 f"{self._name}: DataFrame {number} is not ordered by the cursor column {self._cursor!r}; "
                 "sort by it, over all DataFrames"
             )
 
     def _as_columns(self, frame: pd.DataFrame) -> dict[str, Sequence[object]]:
         return {name: _python_values(frame[name]) for name in self._columns}
+
+
+def _behind(frame: pd.DataFrame, cursor: str, after: Any, to_skip: int) -> tuple[pd.DataFrame, int]:
+    """Leave out the rows before ``after``, and up to ``to_skip`` that have just that value; return how many."""
+    if after is None:
+        return frame, 0
+    frame = frame[frame[cursor] >= after]
+    known = min(to_skip, int((frame[cursor] == after).sum()))
+    return frame.iloc[known:], known
 
 
 def _python_values(series: pd.Series[Any]) -> list[object]:
@@ -118,9 +128,9 @@ def _python_values(series: pd.Series[Any]) -> list[object]:
 def _reached(position: Json) -> tuple[Any, int]:
     if position is None:
         return None, 0
-    if not isinstance(position, list) or len(position) != 2:
-        raise Misconfigured("the stored position is not that of a `python` source: was the kind of source changed?")
-    return decode(position[0]), int(str(position[1]))
+    if not isinstance(position, list) or len(position) != 2 or not isinstance(position[1], int):
+        raise SourceFailed("the stored position is not that of a `python` source: was the kind of source changed?")
+    return decode(position[0]), position[1]
 
 
 def _takes_an_argument(function: Frames) -> bool:
@@ -138,10 +148,10 @@ def _resolved(dotted: Frames | str) -> Frames:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Misconfigured(
+        raise SourceFailed(
             f"`callable: {dotted}` cannot be imported ({type(error).__name__}); it must be module.function, "
             "on the Python path of the Airflow workers and triggerer (for example in plugins/)"
         ) from None
     if not callable(found):
-        raise Misconfigured(f"`callable: {dotted}` is not callable; name a function that yields DataFrames")
+        raise SourceFailed(f"`callable: {dotted}` is not callable; name a function that yields DataFrames")
     return cast("Frames", found)

@@ -16,6 +16,8 @@ import msgspec
 from criteo_provider.core.ports import Columns
 
 LINE_BYTES = 4_000_000
+# Rows parsed at once: short-lived, or the garbage collector visits them again and again (half of the time).
+BLOCK_ROWS = 1_000
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ def read_ndjson(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows:
     number = 0
     with io.BufferedReader(cast("Any", stream)) as lines:
         reading = iter(lambda: lines.readline(LINE_BYTES), b"")
-        while taken := _next(reading, batch_rows, number):
+        while taken := _next(reading, min(batch_rows, BLOCK_ROWS), number):
             held = [line for line in taken if not line.isspace()]
             try:
                 records = [decode(line) for line in held]
@@ -105,7 +107,7 @@ def _delimited(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: 
         header = (_next(reading, 1, 0) or [[]])[0]
         _demand(columns, header, f"the header line has {len(header)} columns; is the first line a header?")
         places = {column: header.index(column) for column in columns}
-        while rows := _next(reading, batch_rows, number):
+        while rows := _next(reading, min(batch_rows, BLOCK_ROWS), number):
             if set(map(len, rows)) != {len(header)}:
                 rows = _whole_rows(rows, len(header), number)
             known = max(skip - number, 0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from criteo_provider.core.errors import SourceFailed
-from criteo_provider.core.ports import Columns, Json, Look, Page
+from criteo_provider.core.ports import Columns, Json, Look, Page, Seen
 from criteo_provider.sources.file_formats import Batch, Reader, Unreadable, reader_for
 from criteo_provider.sources.folders import FileRef, Folder
 
@@ -14,8 +14,6 @@ SETTLED_S = 2.0
 _CLOCKS_DIFFER_S = 60.0
 _ASKED_AT_ONCE = 500
 _TROUBLES_SHOWN = 3
-
-Seen = Callable[[Collection[str]], set[str]]
 
 
 class FilesSource:
@@ -96,13 +94,14 @@ class FilesSource:
     def _pieces_of(self, file: FileRef, progress: dict[str, int], max_rows: int) -> Iterator[Page]:
         reader = reader_for(file.name, self._format)
         if reader is None:
-            raise Unreadable("its format is not known: name it with `format: parquet`, `csv`, `tsv` or `ndjson`")
+            raise Unreadable("its format is not known: name it with `format: parquet`, `csv` or `ndjson`")
         if file.unit not in progress:
             for _ in self._batches(reader, file, 0, max_rows):
                 pass
-            if file.unit not in {other.unit for other in self._folder.files()}:
+            if not self._folder.is_unchanged(file):
                 return  # it was still being written: the next look finds its new version
-        for batch, is_last in _with_last(self._batches(reader, file, progress.get(file.unit, 0), max_rows)):
+        nothing = Batch(0, lambda: {column: () for column in self._columns})
+        for batch, is_last in _with_last(nothing, self._batches(reader, file, progress.get(file.unit, 0), max_rows)):
             progress[file.unit] = progress.get(file.unit, 0) + batch.rows
             if is_last:
                 del progress[file.unit]
@@ -114,9 +113,9 @@ class FilesSource:
             yield from reader(stream, self._columns, skip, batch_rows)
 
 
-def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Say of each batch whether it is the last; a file without (further) rows is one empty batch."""
-    held = next(batches, Batch(0, dict))
+def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Say of each batch whether it is the last; a file without (further) rows is one ``nothing``."""
+    held = next(batches, nothing)
     for batch in batches:
         yield held, False
         held = batch
@@ -138,9 +137,6 @@ def _gathered(pages: Iterator[Page], max_rows: int) -> Iterator[Page]:
 def _joined(pages: list[Page]) -> Page:
     if len(pages) == 1:
         return pages[0]
-    filled = [page.columns for page in pages if page.rows]
-    columns: Columns = {
-        name: [value for part in filled for value in part[name]] for name in (filled[0] if filled else ())
-    }
+    columns: Columns = {name: [value for page in pages for value in page.columns[name]] for name in pages[0].columns}
     completes = tuple(unit for page in pages for unit in page.completes)
     return Page(columns, sum(page.rows for page in pages), pages[-1].position, completes)

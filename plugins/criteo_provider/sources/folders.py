@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -43,17 +44,22 @@ class Folder:
             return Path(file.path).open("rb")
         return cast("BinaryIO", self._root.fs.open(file.path, mode="rb"))
 
+    def is_unchanged(self, file: FileRef) -> bool:
+        """Tell whether the file is still the version that was listed."""
+        try:
+            if isinstance(self._root, Path):
+                return _on_disk(Path(file.path), file.name).unit == file.unit
+            self._root.fs.invalidate_cache()
+            return _in_store(file.path, file.name, self._root.fs.info(file.path)).unit == file.unit
+        except FileNotFoundError:
+            return False
+
     def _from_disk(self) -> Iterator[FileRef]:
         root: Path = self._root
         for path in [root] if root.is_file() else root.rglob("*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # gone since it was listed
-                continue
-            if path.is_file():
-                name = path.name if path == root else path.relative_to(root).as_posix()
-                version = f"{status.st_size}-{status.st_mtime_ns}"
-                yield FileRef(f"{name}#{version}", name, str(path), status.st_mtime)
+            with suppress(FileNotFoundError):  # gone since it was listed
+                if path.is_file():
+                    yield _on_disk(path, path.name if path == root else path.relative_to(root).as_posix())
 
     def _from_store(self) -> Iterator[FileRef]:
         store, root = self._root.fs, str(self._root.path).rstrip("/")
@@ -63,10 +69,18 @@ class Folder:
         base = PurePosixPath(store._strip_protocol(root))
         for path, info in details.items():
             at = PurePosixPath(path)
-            name = at.relative_to(base).as_posix() if at != base else at.name
-            modified_s = _modified_s(info)
-            version = str(info.get("ETag") or info.get("etag") or f"{info.get('size')}-{modified_s}").strip('"')
-            yield FileRef(f"{name}#{version}", name, path, modified_s)
+            yield _in_store(path, at.relative_to(base).as_posix() if at != base else at.name, info)
+
+
+def _on_disk(path: Path, name: str) -> FileRef:
+    status = path.stat()
+    return FileRef(f"{name}#{status.st_size}-{status.st_mtime_ns}", name, str(path), status.st_mtime)
+
+
+def _in_store(path: str, name: str, info: Mapping[str, Any]) -> FileRef:
+    modified_s = _modified_s(info)
+    version = str(info.get("ETag") or info.get("etag") or f"{info.get('size')}-{modified_s}").strip('"')
+    return FileRef(f"{name}#{version}", name, path, modified_s)
 
 
 def _is_wanted(name: PurePosixPath, pattern: str) -> bool:

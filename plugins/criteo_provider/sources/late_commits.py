@@ -73,31 +73,38 @@ def unsettled_s(newest: object, *, now_s: float, late_commit_s: float, since_rea
     return max(left_s, earliest_s + promise_s - now_s)
 
 
-def first_look(
-    after: Json, upto: Json, marks: bytes, *, unsettled_s: float, first_look_s: float = FIRST_LOOK_S
-) -> Look:
-    """Plan the first further look at a stretch just read."""
-    small = len(marks) <= SMALL_ROWS * MARK_BYTES
-    return _planned(after, upto, marks, wait_s=first_look_s if small else unsettled_s, unsettled_s=unsettled_s)
+def first_look(after: Json, upto: Json, marks: bytes, *, now_s: float, unsettled_s: float, first_look_s: float) -> Look:
+    """Plan the first further look at the stretch (``after``, ``upto``], just read."""
+    beginning: Json = {"after": after, "read_s": now_s}
+    return _planned(beginning, upto, marks, wait_s=first_look_s, unsettled_s=unsettled_s)
 
 
-def next_look(look: Look, marks: bytes, *, unsettled_s: float) -> Look | None:
+def next_look(look: Look, marks: bytes, *, wait_s: float, unsettled_s: float) -> Look | None:
     """Plan the look after ``look``, with the marks of the rows known now; None when nothing can come."""
     if look.last or unsettled_s <= 0:
         return None
-    small = len(marks) <= SMALL_ROWS * MARK_BYTES
-    wait_s = 2 * look.due_after_s if small else unsettled_s
     return _planned(look.after, look.upto, marks, wait_s=wait_s, unsettled_s=unsettled_s)
 
 
-def since_read_s(look: Look, first_look_s: float = FIRST_LOOK_S) -> float:
-    """Return how long ago, at least, the stretch of a look that is due was read first: 3 + 6 + 12 + ... s."""
-    return 2 * look.due_after_s - first_look_s
+def rest_of(look: Look, after: Json) -> Look:
+    """Plan to go on at once behind ``after`` with a last look that found more than a page."""
+    return Look({"after": after, "read_s": read_s(look)}, look.upto, look.marks, due_after_s=0.0, last=True)
 
 
-def _planned(after: Json, upto: Json, marks: bytes, *, wait_s: float, unsettled_s: float) -> Look:
-    last = wait_s >= unsettled_s
-    return Look(after, upto, marks, due_after_s=unsettled_s if last else wait_s, last=last)
+def after(look: Look) -> Json:
+    """Return the position behind which the stretch begins."""
+    return look.after["after"] if isinstance(look.after, dict) else None
+
+
+def read_s(look: Look) -> float:
+    """Return when the stretch was read first, in epoch seconds."""
+    return float(str(look.after["read_s"])) if isinstance(look.after, dict) else 0.0
+
+
+def _planned(beginning: Json, upto: Json, marks: bytes, *, wait_s: float, unsettled_s: float) -> Look:
+    small = len(marks) <= SMALL_ROWS * MARK_BYTES
+    last = not small or wait_s >= unsettled_s
+    return Look(beginning, upto, marks, due_after_s=unsettled_s if last else wait_s, last=last)
 
 
 def marks_of(columns: Sequence[Sequence[object]]) -> list[bytes]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from criteo_provider.core.errors import CriteoSyncError, Misconfigured, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page
+from criteo_provider.core.errors import CriteoSyncError, SourceFailed
+from criteo_provider.core.ports import Json, Look, Page, Seen
 
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,<]*\brel="?next"?')
 
@@ -70,7 +70,7 @@ class PagedHttpSource:
         if paging.size and paging.size_param:
             self._params[paging.size_param] = str(paging.size)
 
-    def is_ahead(self, position: Json, seen: Callable[[Collection[str]], set[str]]) -> bool:
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether there are records behind ``position``: one call, or two at the end of a page."""
         at, entered = self._reached(position)
         records, onward = self._page(at)
@@ -78,7 +78,7 @@ class PagedHttpSource:
             return True
         return onward is not None and onward != at and bool(self._page(onward)[0])
 
-    def pages(self, position: Json, *, max_rows: int, seen: Callable[[Collection[str]], set[str]]) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         """Yield the records behind ``position``, until a page is empty or names no next one."""
         at, entered = self._reached(position)
         while True:
@@ -97,10 +97,18 @@ class PagedHttpSource:
         yield Page({}, 0, look.upto), None
 
     def _reached(self, position: Json) -> tuple[Json, int]:
-        if isinstance(position, dict):
-            return position.get("at"), int(str(position.get("rows")))
-        default = {"page": 1, "offset": 0}.get(self._paging.kind)
-        return (default if self._paging.first is None else self._paging.first), 0
+        """Return where to read on, and how many records of that page are entered."""
+        if position is None:
+            first = {"page": 1, "offset": 0}.get(self._paging.kind)
+            return (first if self._paging.first is None else self._paging.first), 0
+        at, entered = (position.get("at"), position.get("rows")) if isinstance(position, dict) else (None, None)
+        fits = {"link": isinstance(at, dict) or at is None, "cursor": not isinstance(at, (dict, list))}
+        if not isinstance(entered, int) or not fits.get(self._paging.kind, isinstance(at, int)):
+            raise SourceFailed(
+                f"{self._endpoint}: the stored position is not one of `kind: {self._paging.kind}`: was the source "
+                "changed? Put the former source back, or declare a new canvas"
+            )
+        return at, entered
 
     def _page(self, at: Json) -> tuple[list[Mapping[str, Any]], Json]:
         """Fetch one page: its records, and where the next one is."""
@@ -117,7 +125,7 @@ class PagedHttpSource:
         records = _at_path(body, self._records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             there = f"; the answer has: {', '.join(map(str, body))}" if isinstance(body, dict) else ""
-            raise Misconfigured(
+            raise SourceFailed(
                 f"{self._endpoint}: there is no list of objects at `records: {self._records}`{there}. "
                 "Correct `records` in the canvas"
             )

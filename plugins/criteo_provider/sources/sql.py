@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from criteo_provider.core.errors import CriteoSyncError, Misconfigured, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page
+from criteo_provider.core.errors import CriteoSyncError, SourceFailed
+from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.sources import late_commits
 from criteo_provider.sources.cursor_values import decode_row, encode_row
 from criteo_provider.sources.keyset import Keyset, Statement
@@ -71,12 +71,12 @@ class SqlSource:
         self._kept: dict[int, DbApiConnection] = {}  # by thread: sqlite3 demands it
         weakref.finalize(self, _close, self._kept)
 
-    def is_ahead(self, position: Json, seen: Callable[[Collection[str]], set[str]]) -> bool:
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether a row waits behind ``position``: one or two index look-ups."""
         rows = self._rows(decode_row(position, self._cursor), None, limit=1)
         return bool(self._due(rows))
 
-    def pages(self, position: Json, *, max_rows: int, seen: Callable[[Collection[str]], set[str]]) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
         if position is None:
             self._refuse_empty_cursors()
@@ -91,7 +91,7 @@ class SqlSource:
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
-        after, upto, more = look.after, decode_row(look.upto, self._cursor), True
+        after, upto, more = late_commits.after(look), decode_row(look.upto, self._cursor), True
         new: list[Row] = []
         new_marks: list[bytes] = []
         while more and not new:
@@ -103,7 +103,7 @@ class SqlSource:
         page = Page(self._as_columns(new), len(new), look.upto)
         if more and look.last:
             # More than a page came late: go on behind it at once. What was read of it is settled.
-            yield page, Look(after, look.upto, look.marks, due_after_s=0.0, last=True)
+            yield page, late_commits.rest_of(look, after)
         else:
             yield page, self._next_look(look, upto, look.marks + b"".join(new_marks))
 
@@ -144,7 +144,7 @@ class SqlSource:
         for end in range(len(rows) - 1, 0, -1):
             if tuple(rows[end - 1][:width]) != following:
                 return end
-        raise Misconfigured(
+        raise SourceFailed(
             f"{self._name}: more than {len(rows) - 1} rows share one value of the cursor "
             f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
         )
@@ -158,20 +158,27 @@ class SqlSource:
         return rows[:end]
 
     def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
-        left_s = late_commits.unsettled_s(rows[-1][0], now_s=self._now_us() / 1e6, late_commit_s=self._late_commit_s)
+        now_s = self._now_us() / 1e6
+        left_s = late_commits.unsettled_s(rows[-1][0], now_s=now_s, late_commit_s=self._late_commit_s)
         if left_s <= 0:
             return None
         marks = b"".join(self._marks(rows))
-        return late_commits.first_look(after, upto, marks, unsettled_s=left_s, first_look_s=self._first_look_s)
+        return late_commits.first_look(
+            after, upto, marks, now_s=now_s, unsettled_s=left_s, first_look_s=self._first_look_s
+        )
 
     def _next_look(self, look: Look, upto: Row | None, marks: bytes) -> Look | None:
+        now_s = self._now_us() / 1e6
+        since_read_s = now_s - late_commits.read_s(look)
         left_s = late_commits.unsettled_s(
             upto[0] if upto else None,
-            now_s=self._now_us() / 1e6,
+            now_s=now_s,
             late_commit_s=self._late_commit_s,
-            since_read_s=late_commits.since_read_s(look, self._first_look_s),
+            since_read_s=since_read_s,
         )
-        return late_commits.next_look(look, marks, unsettled_s=left_s)
+        # As long again as it has been: looks after 3, 6, 12, 24, ... s.
+        wait_s = max(since_read_s, self._first_look_s)
+        return late_commits.next_look(look, marks, wait_s=wait_s, unsettled_s=left_s)
 
     def _marks(self, rows: list[Row]) -> list[bytes]:
         naming = [self._fetched.index(column) for column in self._cursor]
@@ -190,7 +197,7 @@ class SqlSource:
     def _refuse_empty_cursors(self) -> None:
         for column in self._cursor:
             if self._read(self._keyset.without_value(self._names()[column]))[0]:
-                raise Misconfigured(
+                raise SourceFailed(
                     f"{self._name}: some rows have no value in the cursor column {column!r}, so they would "
                     f"never be read; add `WHERE {column} IS NOT NULL` to the query, or use COALESCE"
                 )
@@ -250,7 +257,7 @@ def _found(column: str, there: Sequence[str], name: str) -> str:
     alike = [other for other in there if other.lower() == column.lower()]
     if len(alike) == 1:
         return alike[0]
-    raise Misconfigured(
+    raise SourceFailed(
         f"{name} gives no column {column!r}; it gives: {', '.join(there)}. "
         "Add it to the SELECT, or correct the name in the canvas"
     )

@@ -29,7 +29,7 @@ class SegmentEntryTrigger(BaseTrigger):
     """
 
     def __init__(self, poll_interval_s: float = 1.0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own
         self.poll_interval_s = poll_interval_s
         self._said: tuple[str, ...] = ()
 
