@@ -205,7 +205,10 @@ class House:
                 seen = partial(self.ledger.completed_units, canvas.id)
                 position = self.ledger.position(canvas.id)
                 ahead = ahead or self.around.source(canvas).is_ahead(position, seen)
-                ahead = ahead or bool(self.ledger.due_looks(canvas.id, now_us=now_us, limit=1))
+                # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
+                sql = canvas.entry.source.sql
+                grace_s = sql.late_commit_s if sql else 0.0
+                ahead = ahead or self.ledger.look_presses(canvas.id, now_us=now_us, grace_s=grace_s)
             except CriteoSyncError as error:
                 problems.append(f"Canvas {canvas.id}: {error}")
         return ahead, tuple(problems)

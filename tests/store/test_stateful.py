@@ -18,14 +18,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, func, select, text
 
 from criteo_provider.core.batching import pack
 from criteo_provider.core.identifiers import Form, decode, encode, to_wire
-from criteo_provider.core.model import ClaimedRequest, Operation, PartState, Reason, Role, SealedPeople, StageState
+from criteo_provider.core.model import ClaimedRequest, Metric, Operation, PartState, Reason, Role, SealedPeople, StageState
 from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Busy, Outcome, Refused, Unavailable
 from criteo_provider.core.standing import Status
-from criteo_provider.store.schema import chunk, metadata, part, stage, stage_exception
+from criteo_provider.store.schema import chunk, metadata, metric, part, stage, stage_exception
 from criteo_provider.store.schema import step as step_table
 from criteo_provider.store.standings import spans_from_text
 from tests.world import World, canvas, digest, step
@@ -284,6 +284,7 @@ class Stories(RuleBasedStateMachine):
             assert told == tuple(read[one.step, status] for status in Status), one.step
             assert one.entered == sum(told)
             assert sum(one.not_synced_reasons.values()) == one.not_synced
+            assert (one.entered, one.proceeded, one.exited) == self._told_by_metric_rows(one.step)
         for key, before in self.stood.items():
             assert before is Status.PENDING or by_person[key] is before
         self.stood = by_person
@@ -376,6 +377,12 @@ class Stories(RuleBasedStateMachine):
             for row in stages
             for ordinal in range(row.people)
         }
+
+    def _told_by_metric_rows(self, name: str) -> tuple[int, ...]:
+        query = select(metric.c.metric, func.sum(metric.c.value)).join(step_table, step_table.c.id == metric.c.step_id)
+        with self.world.engine.connect() as connection:
+            sums = dict(connection.execute(query.where(step_table.c.name == name).group_by(metric.c.metric)).all())
+        return tuple(int(sums.get(one, 0)) for one in (Metric.ENTERED, Metric.PROCEEDED, Metric.EXITED))
 
     def _drain(self) -> None:
         """Criteo is well again: send until nothing that may be sent is left."""

@@ -56,9 +56,9 @@ def accounts_list(args: Namespace) -> bool:
         allowed = house.around.criteo(args.conn_id).allowed_ad_accounts
         rows = [
             {
-                "ad_account": account.id,
+                "ad_account": account.ad_account,
                 "name": account.name,
-                "canvases_may_use_it": "yes" if not allowed or account.id in allowed else "no",
+                "canvases_may_use_it": "yes" if not allowed or account.ad_account in allowed else "no",
             }
             for account in house.ad_accounts(args.conn_id)
         ]

@@ -16,8 +16,8 @@ Seen = Callable[[Collection[str]], set[str]]
 class Look:
     """A stretch of a source that writers may still commit into, to be read once more after ``due_after_s``.
 
-    ``after`` and ``upto`` are source positions (exclusive, inclusive) that only the source reads; ``marks`` packs one 8-byte fingerprint
-    for each row already read in between; ``last`` is true when no further look is wanted.
+    ``after`` and ``upto`` (exclusive, inclusive) mean something to the source only; ``marks`` packs one 8-byte
+    fingerprint for each row already read in between; ``last`` is true when no further look is wanted.
     """
 
     after: Json
