@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow.cli.cli_config import (
     ARG_OUTPUT,
+    ARG_VERBOSE,
     ActionCommand,
     Arg,
     CLICommand,
@@ -30,13 +31,13 @@ def get_cli_commands() -> list[CLICommand]:
                     name="preflight",
                     help="say what would keep people from being synced; exit code 1 if anything would",
                     func=_lazy("preflight"),
-                    args=(_CANVAS,),
+                    args=(_CANVAS, ARG_VERBOSE),
                 ),
                 ActionCommand(
                     name="status",
                     help="the seven metrics of each step",
                     func=_lazy("status"),
-                    args=(_CANVAS, ARG_OUTPUT),
+                    args=(_CANVAS, ARG_OUTPUT, ARG_VERBOSE),
                 ),
                 GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
                 GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
@@ -57,25 +58,27 @@ def _accounts() -> tuple[ActionCommand, ...]:
             name="check",
             help="say in one sentence whether Criteo lets this connection in; exit code 1 if not",
             func=_lazy("accounts_check"),
-            args=(_CONN_ID,),
+            args=(_CONN_ID, ARG_VERBOSE),
         ),
         ActionCommand(
             name="list",
             help="the ad accounts that gave consent, and whether canvases may use them",
             func=_lazy("accounts_list"),
-            args=(_CONN_ID, ARG_OUTPUT),
+            args=(_CONN_ID, ARG_OUTPUT, ARG_VERBOSE),
         ),
     )
 
 
 def _ledger() -> tuple[ActionCommand, ...]:
     return (
-        ActionCommand(name="upgrade", help="bring the ledger's tables up to date", func=_lazy("db_upgrade"), args=()),
+        ActionCommand(
+            name="upgrade", help="bring the ledger's tables up to date", func=_lazy("db_upgrade"), args=(ARG_VERBOSE,)
+        ),
         ActionCommand(
             name="check",
             help="prove that the numbers add up; exit code 1 if a law is violated",
             func=_lazy("db_check"),
-            args=(),
+            args=(ARG_VERBOSE,),
         ),
     )
 

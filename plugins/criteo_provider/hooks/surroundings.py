@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.hooks import airflow_inside
@@ -98,15 +97,23 @@ class Connections:
 
 
 def _postgres_url(connection: Connection) -> str:
-    """Turn the ledger connection into a URL for psycopg; the connection's extra goes along (sslmode and such)."""
+    """Turn the ledger connection into a URL for psycopg; what its extra says to libpq goes along (sslmode)."""
+    from psycopg.pq import Conninfo
+    from sqlalchemy import URL
+
     if connection.conn_type not in ("postgres", "postgresql"):
         raise Misconfigured(
             f"Connection {connection.conn_id}: the ledger is kept in PostgreSQL, and this connection is of type "
             f"{connection.conn_type!r}; choose the type Postgres."
         )
-    login, secret = quote(connection.login or "", safe=""), quote(connection.password or "", safe="")
-    who = f"{login}:{secret}@" if secret else f"{login}@" if login else ""
-    port = f":{connection.port}" if connection.port else ""
-    options = {key: value for key, value in connection.extra_dejson.items() if isinstance(value, str | int)}
-    query = f"?{urlencode(options)}" if options else ""
-    return f"postgresql+psycopg://{who}{connection.host or ''}{port}/{quote(connection.schema or '', safe='')}{query}"
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    url = URL.create(
+        "postgresql+psycopg",
+        connection.login or None,
+        connection.password or None,
+        connection.host or None,
+        connection.port,
+        connection.schema or None,
+        {key: str(value) for key, value in connection.extra_dejson.items() if key in known},
+    )
+    return url.render_as_string(hide_password=False)

@@ -31,7 +31,8 @@ from criteo_provider.core.model import (
 )
 from criteo_provider.store.intents import drop_superseded
 from criteo_provider.store.schema import audience, canvas, part, request, step, trouble
-from criteo_provider.store.standings import spans_from_text
+from criteo_provider.store.standings import refold, spans_from_text
+from criteo_provider.store.unwanted import close_unwanted
 
 # A merged request of many small chunks must still settle in one short transaction.
 MAX_PARTS = 2_000
@@ -101,14 +102,18 @@ def reclaim_expired(connection: Connection, *, now_us: int) -> int:
     ).scalars()
     ids = list(lost)
     if ids:
-        connection.execute(
+        reopened = connection.execute(
             update(part)
             .where(part.c.request_id.in_(ids), part.c.state == PartState.CLAIMED)
             .values(state=PartState.OPEN, request_id=None, due_us=now_us)
-        )
+            .returning(part.c.stage_id)
+        ).scalars()
+        stage_ids = set(reopened)
         connection.execute(
             update(request).where(request.c.id.in_(ids)).values(state="expired", ended_us=now_us, code="owner-lost")
         )
+        if close_unwanted(connection, stage_ids):
+            refold(connection, stage_ids, cause="owner lost", now_us=now_us)
     return len(ids)
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, text, update
 
-from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import (
     AudienceKey,
     CanvasDeclaration,
     Operation,
     PartState,
-    Reason,
     StepDeclaration,
     StepPlan,
 )
 from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
-from criteo_provider.store.standings import refold, slices
+from criteo_provider.store.standings import refold
+from criteo_provider.store.unwanted import close_unwanted, open_stages
 
 # Processes that read the same files at the same time declare one after the other; the number is only a name.
 _DECLARE_LOCK = 0x4445434C
@@ -38,7 +37,7 @@ def declare(
     plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
     kept = {*plans, *broken}
     connection.execute(update(canvas).where(canvas.c.id.not_in(kept), canvas.c.declared).values(declared=False))
-    connection.execute(update(step).where(step.c.canvas_id.not_in(kept), step.c.declared).values(declared=False))
+    _pause(connection, step.c.canvas_id.not_in(kept), now_us)
     return plans
 
 
@@ -49,11 +48,10 @@ def drop(connection: Connection, canvas_id: str, step_name: str, *, now_us: int)
     ).scalar()
     if found is None:
         return 0
-    open_parts = part.c.step_id == found, part.c.state.in_((PartState.WAITING, PartState.OPEN))
-    stage_ids = set(connection.execute(select(part.c.stage_id).where(*open_parts)).scalars())
-    closed = connection.execute(
-        update(part).where(*open_parts).values(state=PartState.CLOSED, reason=Reason.DROPPED)
-    ).rowcount
+    latest = connection.execute(select(func.max(stage.c.id)).where(stage.c.step_id == found)).scalar()
+    connection.execute(update(step).where(step.c.id == found).values(dropped_upto=latest))
+    stage_ids = open_stages(connection, found)
+    closed = close_unwanted(connection, stage_ids)
     refold(connection, stage_ids, cause=f"drop:{canvas_id}/{step_name}", now_us=now_us)
     return closed
 
@@ -74,33 +72,32 @@ def _declare_canvas(connection: Connection, declared: CanvasDeclaration, now_us:
     else:
         connection.execute(update(canvas).where(canvas.c.id == known).values(**values))
     plans = tuple(_declare_step(connection, declared.canvas_id, one, now_us) for one in declared.steps)
-    connection.execute(
-        update(step)
-        .where(step.c.canvas_id == declared.canvas_id, step.c.name.not_in([one.name for one in declared.steps]))
-        .values(declared=False)
-    )
+    gone = step.c.name.not_in([one.name for one in declared.steps])
+    _pause(connection, (step.c.canvas_id == declared.canvas_id) & gone, now_us)
     return plans
 
 
 def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclaration, now_us: int) -> StepPlan:
-    step_id = connection.execute(
-        select(step.c.id).where(step.c.canvas_id == canvas_id, step.c.name == declared.name)
-    ).scalar()
-    if step_id is None:
-        values = {
-            "canvas_id": canvas_id,
-            "name": declared.name,
-            "position": declared.position,
-            "declared": True,
-        }
-        step_id = connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one()
+    query = select(step.c.id, step.c.paused_us, step.c.version_id)
+    known = connection.execute(query.where(step.c.canvas_id == canvas_id, step.c.name == declared.name)).one_or_none()
+    if known is None:
+        values = {"canvas_id": canvas_id, "name": declared.name, "position": declared.position, "declared": True}
+        step_id = int(connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one())
+    else:
+        step_id = int(known.id)
     audience_id = _audience_id(connection, declared.audience)
     version_id = _version_id(connection, step_id, audience_id, declared, now_us)
     connection.execute(
         update(step)
         .where(step.c.id == step_id)
-        .values(position=declared.position, declared=True, version_id=version_id)
+        .values(position=declared.position, declared=True, paused_us=None, version_id=version_id)
     )
+    if known is not None and known.paused_us is not None:
+        _resume(connection, step_id, now_us - known.paused_us)
+    if known is not None and known.version_id != version_id:
+        stage_ids = open_stages(connection, step_id)
+        close_unwanted(connection, stage_ids)
+        refold(connection, stage_ids, cause=f"declare:{step_id}", now_us=now_us)
     return StepPlan(
         step_id,
         version_id,
@@ -125,25 +122,21 @@ def _version_id(connection: Connection, step_id: int, audience_id: int, declared
     ).one_or_none()
     if latest is not None and all(getattr(latest, name) == value for name, value in values.items()):
         return int(latest.id)
-    if latest is not None:
-        _close_removed_fields(connection, step_id, set(declared.fields), now_us)
     query = insert(step_version).values(step_id=step_id, since_us=now_us, **values).returning(step_version.c.id)
     return int(connection.execute(query).scalar_one())
 
 
-def _close_removed_fields(connection: Connection, step_id: int, chosen: set[str], now_us: int) -> None:
-    forms = [form.value for form in Form if form.field not in chosen]
-    doomed = (
-        part.c.step_id == step_id,
-        part.c.form.in_(forms),
-        part.c.state.in_((PartState.WAITING, PartState.OPEN)),
+def _pause(connection: Connection, which: ColumnElement[bool], now_us: int) -> None:
+    connection.execute(update(step).where(which, step.c.declared).values(declared=False, paused_us=now_us))
+
+
+def _resume(connection: Connection, step_id: int, paused_for_us: int) -> None:
+    """Give back the patience of people who were held: a pause does not count."""
+    connection.execute(
+        update(part)
+        .where(part.c.step_id == step_id, part.c.state == PartState.OPEN, part.c.deadline_us.is_not(None))
+        .values(deadline_us=part.c.deadline_us + paused_for_us)
     )
-    stage_ids = sorted(set(connection.execute(select(part.c.stage_id).where(*doomed)).scalars()))
-    closing = {"state": PartState.CLOSED, "reason": Reason.FIELD_NO_LONGER_CHOSEN}
-    for ids in slices(stage_ids):
-        connection.execute(select(stage.c.id).where(stage.c.id.in_(ids)).order_by(stage.c.id).with_for_update())
-    connection.execute(update(part).where(*doomed).values(closing))
-    refold(connection, stage_ids, cause=f"declare:{step_id}", now_us=now_us)
 
 
 def _audience_id(connection: Connection, key: AudienceKey) -> int:

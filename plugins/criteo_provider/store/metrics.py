@@ -67,7 +67,8 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
     """Return the numbers of every step; whoever is past the deadline with nothing in flight reads as Errored."""
     entered = stage.c.state == StageState.ENTERED
     people = func.coalesce(func.sum(case((entered, stage.c.people), else_=0)), 0)
-    onward = case((and_(entered, ~step_version.c.is_last), stage.c.people), else_=0)
+    then = step_version.alias("then")  # people go on as the step stood when they entered
+    onward = case((and_(entered, ~then.c.is_last), stage.c.people), else_=0)
     query = (
         select(
             step.c.id,
@@ -88,6 +89,7 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
         .join(step_version, step_version.c.id == step.c.version_id)
         .join(audience, audience.c.id == step_version.c.audience_id)
         .outerjoin(stage, stage.c.step_id == step.c.id)
+        .outerjoin(then, then.c.id == stage.c.version_id)
         .group_by(step.c.id, audience.c.id, step_version.c.id)
         .order_by(step.c.canvas_id, step.c.position, step.c.id)
     )

@@ -23,7 +23,15 @@ def upgrade(engine: Engine, *, now_us: int) -> str:
     """Bring the ledger to the newest schema and return its revision; safe when several processes do it at once."""
     config = _config()
     head = ScriptDirectory.from_config(config).get_current_head() or ""
-    if current(engine) != head:
+    found = current(engine)
+    if found is not None and found not in {
+        script.revision for script in ScriptDirectory.from_config(config).walk_revisions()
+    }:
+        raise LedgerRefused(
+            f"The ledger is at revision {found}, which this release does not know: a later release has been at work. "
+            "Install that release here too."
+        )
+    if found != head:
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})

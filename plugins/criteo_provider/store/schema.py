@@ -80,6 +80,8 @@ step = Table(
     Column("name", Text, nullable=False),
     Column("position", Integer, nullable=False),
     Column("declared", Boolean, nullable=False),
+    Column("paused_us", BigInteger),  # since when it is no longer declared
+    Column("dropped_upto", BigInteger),  # stages up to this id were given up by a person
     Column("version_id", BigInteger),
     UniqueConstraint("canvas_id", "name"),
 )

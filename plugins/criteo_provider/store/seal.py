@@ -35,6 +35,7 @@ from criteo_provider.store.schema import (
     upload,
 )
 from criteo_provider.store.standings import exception_values, refold, slices, spans_to_text
+from criteo_provider.store.unwanted import close_unwanted
 
 
 def seal(
@@ -53,8 +54,16 @@ def seal(
         stage_id = _add_stage(connection, chunk_id, people, plan, now_us)
         if not plan.delay_s:
             entered.append(stage_id)
+        if not _is_current(connection, plan):
+            close_unwanted(connection, [stage_id])
     refold(connection, entered, cause=f"seal:{chunk_id}", now_us=now_us, entering=True)
     return chunk_id
+
+
+def _is_current(connection: Connection, plan: StepPlan) -> bool:
+    """Whether the files have not changed since this process read them."""
+    query = select(step.c.version_id).where(step.c.id == plan.step_id)
+    return connection.execute(query).scalar() == plan.version_id
 
 
 def move_cursor(connection: Connection, hold: CursorHold, position: Json, *, now_us: int) -> CursorHold:

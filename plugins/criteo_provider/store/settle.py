@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from sqlalchemy import BigInteger, Connection, Row, delete, false, func, insert, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, delete, false, func, insert, literal, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import ClaimedRequest, PartState, Reason
@@ -24,6 +24,7 @@ from criteo_provider.store.claim import put_off_probe
 from criteo_provider.store.intents import part_values, split
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices, spans_from_text
+from criteo_provider.store.unwanted import close_unwanted
 
 # Narrowing a refusal never costs more calls than this (DESIGN: at most 64 extra calls a request).
 MAX_NARROWING_CALLS = 64
@@ -54,17 +55,31 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
             _heal(connection, claimed)
         case _:
             assert_never(outcome)
-    refold(connection, {row.stage_id for row in rows}, cause=f"request:{claimed.request_id}", now_us=now_us)
+    stage_ids = {row.stage_id for row in rows}
+    close_unwanted(connection, stage_ids)
+    refold(connection, stage_ids, cause=f"request:{claimed.request_id}", now_us=now_us)
     _end_request(connection, claimed, outcome, now_us)
     return len(claimed.parts) - len(rows)
 
 
 def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> None:
-    """Give a claim back unsent; it costs no attempt."""
+    """Give a claim back unsent: it costs no attempt, and starts no clock."""
     query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
-    _reopen(connection, connection.execute(query.with_for_update()).all(), now_us, attempts_back=1)
+    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()
+    started = select(request.c.claimed_us).where(request.c.id == claimed.request_id).scalar_subquery()
     connection.execute(
-        update(request).where(request.c.id == claimed.request_id).values(state="released", ended_us=now_us)
+        update(part)
+        .where(part.c.id.in_([row.id for row in rows]), part.c.deadline_us == started + _patience())
+        .values(deadline_us=None)
+    )
+    _reopen(connection, rows, now_us, attempts_back=1)
+    stage_ids = {row.stage_id for row in rows}
+    if close_unwanted(connection, stage_ids):
+        refold(connection, stage_ids, cause=f"request:{claimed.request_id}", now_us=now_us)
+    connection.execute(
+        update(request)
+        .where(request.c.id == claimed.request_id, request.c.state == "in_flight")
+        .values(state="released", ended_us=now_us)
     )
 
 
@@ -94,12 +109,6 @@ def expire(connection: Connection, *, now_us: int) -> int:
 def start_clocks(connection: Connection, *, now_us: int) -> None:
     """Start the patience clock of people who are due and held back by a known trouble."""
     for row in connection.execute(select(trouble)).all():
-        patience = (
-            select(canvas.c.retry_for_us)
-            .join(step, step.c.canvas_id == canvas.c.id)
-            .where(step.c.id == part.c.step_id, step.c.declared)
-            .scalar_subquery()
-        )
         connection.execute(
             update(part)
             .where(
@@ -107,8 +116,9 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.due_us <= now_us,
                 part.c.deadline_us.is_(None),
                 part.c.audience_id.in_(_audiences_of(row)),
+                part.c.step_id.in_(select(step.c.id).where(step.c.declared)),
             )
-            .values(deadline_us=literal(now_us, BigInteger) + patience, reason=row.sentence)
+            .values(deadline_us=literal(now_us, BigInteger) + _patience(), reason=row.sentence)
         )
 
 
@@ -120,6 +130,16 @@ def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sen
     values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
     connection.execute(insert(trouble).values(scope=scope, key=key, next_probe_us=now_us + FIRST_PROBE_US, **values))
     return True
+
+
+def _patience() -> ScalarSelect[int]:
+    """How long the canvas of a part is patient, in microseconds; for statements over part."""
+    return (
+        select(canvas.c.retry_for_us)
+        .join(step, step.c.canvas_id == canvas.c.id)
+        .where(step.c.id == part.c.step_id)
+        .scalar_subquery()
+    )
 
 
 def _accept(

@@ -153,6 +153,8 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("declared", sa.Boolean(), nullable=False),
+        sa.Column("paused_us", sa.BigInteger(), nullable=True),
+        sa.Column("dropped_upto", sa.BigInteger(), nullable=True),
         sa.Column("version_id", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["canvas_id"], ["canvas.id"], name=op.f("fk_step_canvas_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_step")),

@@ -1,0 +1,47 @@
+"""What is not to be sent any more: fields no longer chosen, and steps a person has dropped.
+
+Parts in flight cannot be closed at the moment of an edit, and a process that has not seen it yet may seal people under
+the files of before; so whatever makes parts open asks here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+
+import msgspec
+from sqlalchemy import Connection, select, update
+
+from criteo_provider.core.identifiers import Form
+from criteo_provider.core.model import PartState, Reason
+from criteo_provider.store.schema import part, step, step_version
+from criteo_provider.store.standings import slices
+
+
+def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
+    """Close those waiting or open parts of these stages that nobody wants sent; the caller refolds the stages."""
+    doomed: dict[Reason, list[int]] = defaultdict(list)
+    for ids in slices(sorted(stage_ids)):
+        query = (
+            select(part.c.id, part.c.stage_id, part.c.form, step.c.dropped_upto, step_version.c.fields)
+            .join(step, step.c.id == part.c.step_id)
+            .join(step_version, step_version.c.id == step.c.version_id)
+            .where(part.c.stage_id.in_(ids), part.c.state.in_((PartState.WAITING, PartState.OPEN)))
+        )
+        for row in connection.execute(query):
+            if row.dropped_upto is not None and row.stage_id <= row.dropped_upto:
+                doomed[Reason.DROPPED].append(row.id)
+            elif Form(row.form).field not in msgspec.json.decode(row.fields):
+                doomed[Reason.FIELD_NO_LONGER_CHOSEN].append(row.id)
+    for reason, part_ids in doomed.items():
+        for ids in slices(sorted(part_ids)):
+            connection.execute(update(part).where(part.c.id.in_(ids)).values(state=PartState.CLOSED, reason=reason))
+    return sum(map(len, doomed.values()))
+
+
+def open_stages(connection: Connection, step_id: int) -> list[int]:
+    """Return the stages of a step that hold waiting or open parts."""
+    query = select(part.c.stage_id).where(
+        part.c.step_id == step_id, part.c.state.in_((PartState.WAITING, PartState.OPEN))
+    )
+    return sorted(set(connection.execute(query).scalars()))
