@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 REOPEN_AFTER_S = 60.0
 
 
+Stamp = frozenset[tuple[str, int, int]]
+
+
 class Lookout:
     """Keeps one house open for looking, and opens it anew when canvases change, once a minute, and after an error.
 
@@ -34,7 +36,7 @@ class Lookout:
         self.same_look_s = same_look_s
         self._house: House | None = None
         self._opened_s = 0.0
-        self._stamp: frozenset[tuple[str, int, int]] = frozenset()
+        self._stamp: Stamp = frozenset()
         self._waiting: Waiting | None = None
         self._looked_s = 0.0
 
@@ -83,7 +85,7 @@ class Lookout:
             raise
 
     def _current(self) -> House:
-        stamp = _stamp(include_folder())
+        stamp = canvases_stamp()
         if self._house is None or stamp != self._stamp or time.monotonic() - self._opened_s > REOPEN_AFTER_S:
             self._close()
             self._house = open_house()
@@ -100,7 +102,8 @@ def _settle(future: asyncio.Future[Waiting], answer: Waiting | Exception) -> Non
         future.set_result(answer)
 
 
-def _stamp(folder: Path) -> frozenset[tuple[str, int, int]]:
-    """What the canvases and their SQL look like from outside: names, sizes, times of change."""
+def canvases_stamp() -> Stamp:
+    """Return what the canvases and their SQL look like from outside: names, sizes, times of change."""
+    folder = include_folder()
     stats = {str(file): file.stat() for file in (*folder.glob("canvases/*.y*ml"), *folder.glob("segments/*.sql"))}
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())

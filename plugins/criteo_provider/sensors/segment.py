@@ -20,13 +20,16 @@ class SegmentEntrySensor(BaseSensorOperator):
     long as it takes; a broken source or an unreachable ledger does not fail it.
 
     :param poll_interval_s: seconds between looks
+    :param hold_back_after: id of the upload task of the same DAG: after it failed, the next run waits a minute at
+        first, a quarter of an hour at last, or until a canvas is edited; None: never
     """
 
     start_from_trigger = True
 
-    def __init__(self, *, poll_interval_s: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *, poll_interval_s: float = 1.0, hold_back_after: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.poll_interval_s = poll_interval_s
+        self.hold_back_after = hold_back_after
         classpath, arguments = self._trigger().serialize()
         self.start_trigger_args = StartTriggerArgs(
             trigger_cls=classpath, trigger_kwargs=arguments, next_method="done", next_kwargs=None, timeout=None
@@ -40,4 +43,4 @@ class SegmentEntrySensor(BaseSensorOperator):
         """End, where Airflow resumes the task in a worker instead of ending it in the triggerer."""
 
     def _trigger(self) -> SegmentEntryTrigger:
-        return SegmentEntryTrigger(poll_interval_s=self.poll_interval_s)
+        return SegmentEntryTrigger(self.poll_interval_s, self.hold_back_after)

@@ -30,8 +30,9 @@ from criteo_provider.core.model import (
     Role,
 )
 from criteo_provider.store.intents import drop_superseded
-from criteo_provider.store.schema import audience, canvas, part, request, step, trouble
+from criteo_provider.store.schema import audience, canvas, part, request, step
 from criteo_provider.store.standings import refold, spans_from_text
+from criteo_provider.store.troubles import Troubles
 from criteo_provider.store.unwanted import close_unwanted
 
 # A merged request of many small chunks must still settle in one short transaction.
@@ -40,6 +41,10 @@ MAX_PARTS = 2_000
 FRESH_TURN = 4
 # Retries due within the first few attempts stay with the high-frequency DAG; the rest belongs to the retry DAG.
 SHORT_ATTEMPTS = 3
+# A look that finds only people overtaken by later intents is followed by another, for other work may wait.
+LOOKS = 20
+# A sign that waits behind a barrier keeps the other one back for so long; who waits may not be at work just now.
+TURN_US = 10_000_000
 # Claims are serialised on PostgreSQL as SQLite serialises them by itself; the number is only a name.
 _CLAIM_LOCK = 0x43524954454F
 
@@ -57,6 +62,7 @@ class Lane:
     served: int
     served_us: int
     turn: str | None
+    turn_until_us: int
     oldest: tuple[int, int]
     newest: tuple[int, int]
 
@@ -77,22 +83,21 @@ def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedR
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
     reclaim_expired(connection, now_us=now_us)
-    probes = _probing(connection, terms.connection_id, now_us)
-    lanes = [lane for lane in _lanes(connection, terms, now_us) if probes.admits(lane)]
-    if not lanes:
-        return None
-    in_flight = _in_flight(connection, {lane.audience_id for lane in lanes}, now_us)
-    lane = _choose(connection, lanes, in_flight)
-    if lane is None:
-        return None
-    rows = _parts(connection, lane, terms, now_us, newest_first=_is_fresh_turn(lane))
-    rows = drop_superseded(connection, rows, now_us=now_us)
-    if not rows:
-        return None
-    claimed = _take(connection, lane, rows, terms, now_us, is_probe=probes.is_probe(lane))
-    if claimed.is_probe:
-        probes.put_off(connection, lane, now_us)
-    return claimed
+    troubles = Troubles(connection, terms.connection_id, now_us)
+    for _ in range(LOOKS):
+        lanes = [one for one in _lanes(connection, terms, now_us) if troubles.admits(one.audience_id, one.ad_account)]
+        in_flight = _in_flight(connection, {lane.audience_id for lane in lanes}, now_us)
+        lane = _choose(connection, lanes, in_flight, now_us)
+        if lane is None:
+            return None
+        rows = _parts(connection, lane, terms, now_us, newest_first=_is_fresh_turn(lane))
+        rows = drop_superseded(connection, rows, now_us=now_us)
+        if rows:
+            is_probe = troubles.is_probe(lane.audience_id, lane.ad_account)
+            if is_probe:
+                troubles.put_off(connection, lane.audience_id, lane.ad_account, now_us)
+            return _take(connection, lane, rows, terms, now_us, is_probe=is_probe)
+    return None
 
 
 def reclaim_expired(connection: Connection, *, now_us: int) -> int:
@@ -136,10 +141,11 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
             audience.c.served,
             audience.c.served_us,
             audience.c.turn,
+            audience.c.turn_until_us,
             func.min(part.c.intent_us).label("oldest_us"),
             func.max(part.c.intent_us).label("newest_us"),
-            func.min(part.c.id).label("first_id"),
-            func.max(part.c.id).label("last_id"),
+            func.min(part.c.upload_id).label("first_id"),
+            func.max(part.c.upload_id).label("last_id"),
         )
         .join(step, step.c.id == part.c.step_id)
         .join(audience, audience.c.id == part.c.audience_id)
@@ -162,6 +168,7 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
             row.served,
             row.served_us,
             row.turn,
+            row.turn_until_us,
             (row.oldest_us, row.first_id),
             (row.newest_us, row.last_id),
         )
@@ -169,28 +176,35 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
     ]
 
 
-def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, set[str]]) -> Lane | None:
+def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, set[str]], now_us: int) -> Lane | None:
     """Serve the audience that has waited longest; inside it the sign whose turn it is, then the oldest intent."""
     by_audience: dict[int, list[Lane]] = {}
     for lane in lanes:
         by_audience.setdefault(lane.audience_id, []).append(lane)
     for candidates in sorted(by_audience.values(), key=lambda group: (group[0].served_us, group[0].audience_id)):
-        wanted = _wanted(candidates)
+        wanted = _wanted(candidates, now_us)
+        if wanted is None:
+            continue
         if wanted.operation.opposite.value not in in_flight.get(wanted.audience_id, ()):
             return wanted
         # The other sign is in flight: nobody else of this audience may start until this sign had its turn.
-        if wanted.turn != wanted.operation.value:
+        if wanted.turn != wanted.operation.value or wanted.turn_until_us < now_us:
             connection.execute(
-                update(audience).where(audience.c.id == wanted.audience_id).values(turn=wanted.operation.value)
+                update(audience)
+                .where(audience.c.id == wanted.audience_id)
+                .values(turn=wanted.operation.value, turn_until_us=now_us + TURN_US)
             )
     return None
 
 
-def _wanted(candidates: Sequence[Lane]) -> Lane:
-    turn = [lane for lane in candidates if lane.turn == lane.operation.value]
-    if not turn and _is_fresh_turn(candidates[0]):
+def _wanted(candidates: Sequence[Lane], now_us: int) -> Lane | None:
+    turn = candidates[0].turn if candidates[0].turn_until_us >= now_us else None
+    if turn is not None:
+        # Whose turn it is may be work of the other DAG: then nobody here is wanted.
+        candidates = [lane for lane in candidates if lane.operation.value == turn]
+    elif _is_fresh_turn(candidates[0]):
         return max(candidates, key=lambda lane: lane.newest)
-    return min(turn or candidates, key=lambda lane: lane.oldest)
+    return min(candidates, key=lambda lane: lane.oldest, default=None)
 
 
 def _is_fresh_turn(lane: Lane) -> bool:
@@ -198,7 +212,8 @@ def _is_fresh_turn(lane: Lane) -> bool:
 
 
 def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *, newest_first: bool) -> list[Row[Any]]:
-    order = (part.c.intent_us.desc(), part.c.id.desc()) if newest_first else (part.c.intent_us.asc(), part.c.id.asc())
+    order = (part.c.intent_us, part.c.upload_id)
+    ordered = [column.desc() if newest_first else column.asc() for column in order]
     query = (
         select(part)
         .join(step, step.c.id == part.c.step_id)
@@ -209,8 +224,8 @@ def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *
             part.c.gum_caller_id.is_not_distinct_from(lane.gum_caller_id),
             sendable(terms.role, now_us),
         )
-        # What is being narrowed goes last and alone.
-        .order_by(part.c.narrow_level.asc(), *order)
+        # What is being narrowed goes last, each group alone.
+        .order_by(part.c.narrow_level.asc(), part.c.narrow_group.asc(), *ordered)
         .limit(MAX_PARTS)
     )
     if connection.dialect.name == "postgresql":
@@ -220,8 +235,8 @@ def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *
 
 
 def _fill(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    if not rows or rows[0].narrow_level:
-        return list(rows[:1])
+    if rows and rows[0].narrow_level:
+        return [row for row in rows if row.narrow_group == rows[0].narrow_group]
     taken, room = [], MAX_IDENTIFIERS
     for row in rows:
         if row.narrow_level == 0 and row.identifiers <= room:
@@ -255,6 +270,7 @@ def _take(
                 lease_until_us=lease_until_us,
                 state="in_flight",
                 narrow_root=rows[0].narrow_root,
+                narrow_level=rows[0].narrow_level,
             )
             .returning(request.c.id)
         ).scalar_one()
@@ -278,7 +294,7 @@ def _take(
     connection.execute(
         update(audience)
         .where(audience.c.id == lane.audience_id)
-        .values(served=audience.c.served + 1, served_us=now_us, turn=None)
+        .values(served=audience.c.served + 1, served_us=now_us, turn=None, turn_until_us=0)
     )
     return ClaimedRequest(
         request_id,
@@ -320,48 +336,3 @@ def _in_flight(connection: Connection, audience_ids: Iterable[int], now_us: int)
     for row in connection.execute(query):
         signs.setdefault(row.audience_id, set()).add(row.operation)
     return signs
-
-
-class _Troubles:
-    """The open troubles of a connection: what is stopped, and what may go through as a probe."""
-
-    def __init__(self, connection_id: str, rows: Sequence[Row[Any]], now_us: int) -> None:
-        self._connection_id = connection_id
-        self._due = {(row.scope, row.key): row.next_probe_us <= now_us for row in rows}
-
-    def admits(self, lane: Lane) -> bool:
-        """Whether nothing stops this lane, or all that stops it wants a probe now."""
-        return all(self._due.get(key, True) for key in self._keys(lane))
-
-    def is_probe(self, lane: Lane) -> bool:
-        """Whether a request of this lane is a probe."""
-        return any(key in self._due for key in self._keys(lane))
-
-    def put_off(self, connection: Connection, lane: Lane, now_us: int) -> None:
-        """Let nobody else probe before the next time: a minute, falling to once in 15 minutes."""
-        for scope, key in self._keys(lane):
-            put_off_probe(connection, scope, key, now_us=now_us)
-
-    def _keys(self, lane: Lane) -> tuple[tuple[str, str], ...]:
-        return (
-            ("connection", self._connection_id),
-            ("ad_account", f"{self._connection_id}/{lane.ad_account}"),
-            ("audience", str(lane.audience_id)),
-        )
-
-
-def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
-    """Set the next probe of a trouble: one minute from now, doubling to fifteen."""
-    wait_us = func.min if connection.dialect.name == "sqlite" else func.least
-    connection.execute(
-        update(trouble)
-        .where(trouble.c.scope == scope, trouble.c.key == key)
-        .values(
-            probes=trouble.c.probes + 1,
-            next_probe_us=literal(now_us, BigInteger) + wait_us(60_000_000 * (trouble.c.probes + 1), 900_000_000),
-        )
-    )
-
-
-def _probing(connection: Connection, connection_id: str, now_us: int) -> _Troubles:
-    return _Troubles(connection_id, connection.execute(select(trouble)).all(), now_us)

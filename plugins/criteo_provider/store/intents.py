@@ -31,7 +31,7 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     for row in rows:
         rival_values: set[bytes] = set()
         for rival in rivals:
-            later = (rival.intent_us, rival.id) > (row.intent_us, row.id)
+            later = (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)
             if rival.form == row.form and later and (rival.attempts or row.attempts):
                 key = (rival.chunk_id, rival.form, rival.spans)
                 if key not in known:
@@ -95,7 +95,9 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
     sent = part.c.attempts > 0
     if any(row.attempts for row in rows):
         sent = or_(sent, part.c.state == PartState.OPEN)
-    query = select(part.c.id, part.c.chunk_id, part.c.form, part.c.spans, part.c.intent_us, part.c.attempts).where(
+    query = select(
+        part.c.upload_id, part.c.chunk_id, part.c.form, part.c.spans, part.c.intent_us, part.c.attempts
+    ).where(
         and_(
             part.c.audience_id == rows[0].audience_id,
             part.c.operation == opposite,

@@ -24,7 +24,7 @@ from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, laws, metrics, seal, settle
+from criteo_provider.store import declare, laws, metrics, seal, settle, troubles
 from criteo_provider.store.engine import reading, writing
 from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
 from criteo_provider.store.standings import spans_from_text
@@ -232,7 +232,7 @@ class Ledger:
                 .values(criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0)
                 .returning(audience.c.connection_id, audience.c.ad_account)
             ).one()
-            settle.heal(connection, audience_id, row.connection_id, row.ad_account)
+            troubles.heal(connection, audience_id, row.connection_id, row.ad_account)
 
         self._write(verb)
 
@@ -240,9 +240,9 @@ class Ledger:
         """Remember a trouble; True when it is new."""
 
         def verb(connection: Connection) -> bool:
-            new = settle.open_trouble(connection, scope, key, code=code, sentence=sentence, now_us=now_us)
+            new = troubles.open_trouble(connection, scope, key, code=code, sentence=sentence, now_us=now_us)
             if not new:
-                claiming.put_off_probe(connection, scope, key, now_us=now_us)
+                troubles.put_off_probe(connection, scope, key, now_us=now_us)
             if scope == "audience":
                 query = update(audience).where(audience.c.id == int(key)).values(resolver_until_us=0)
                 connection.execute(query)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status
-from criteo_provider.core.standing import PartFate, counts, fold
+from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.claim import sendable
 from criteo_provider.store.schema import (
     audience,
@@ -19,7 +19,7 @@ from criteo_provider.store.schema import (
     step_version,
     trouble,
 )
-from criteo_provider.store.standings import load, slices, spans_from_text
+from criteo_provider.store.standings import load, slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,25 +182,16 @@ def stopped(now_us: int) -> ColumnElement[bool]:
 
 def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:
     """Count, per step, the pending users whom the next sweep will record as Errored."""
-    overdue: dict[int, list[PartFate]] = defaultdict(list)
     query = (
-        select(part.c.stage_id, part.c.spans)
+        select(part.c.stage_id)
         .join(step, step.c.id == part.c.step_id)
         .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+        .distinct()
     )
-    for row in connection.execute(query):
-        overdue[row.stage_id] += [PartFate(span, PartState.ERRORED) for span in spans_from_text(row.spans)]
     late: dict[int, int] = defaultdict(int)
-    for ids in slices(sorted(overdue)):
-        for standing in load(connection, ids, lock=False):
-            gone = {(fate.span.first, fate.span.last) for fate in overdue[standing.row.id]}
-            fates = [
-                PartFate(fate.span, PartState.ERRORED)
-                if fate.state is PartState.OPEN and (fate.span.first, fate.span.last) in gone
-                else fate
-                for fate in standing.fates
-            ]
-            stands = fold(standing.row.people, fates, standing.before)
+    for ids in slices(sorted(connection.execute(query).scalars())):
+        for standing in load(connection, ids, lock=False, as_of_us=now_us):
+            stands = fold(standing.row.people, standing.fates, standing.before)
             late[standing.row.step_id] += standing.row.pending - counts(stands)[Status.PENDING]
     return late
 

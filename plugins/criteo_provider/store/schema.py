@@ -68,7 +68,8 @@ audience = Table(
     Column("resolver_until_us", BigInteger, nullable=False, server_default=text("0")),
     Column("served", BigInteger, nullable=False, server_default=text("0")),
     Column("served_us", BigInteger, nullable=False, server_default=text("0")),
-    Column("turn", Text),  # the operation that waits behind a barrier and is next
+    Column("turn", Text),  # the operation that waits behind a barrier and is next …
+    Column("turn_until_us", BigInteger, nullable=False, server_default=text("0")),  # … but not for ever
     UniqueConstraint("connection_id", "ad_account", "name"),
 )
 
@@ -229,6 +230,7 @@ part = Table(
     Column("request_id", BigInteger),
     Column("narrow_level", SmallInteger, nullable=False),  # 0 may be merged, 1 goes alone, more: halves
     Column("narrow_root", BigInteger),  # the request whose refusal is being narrowed
+    Column("narrow_group", BigInteger),  # parts that go into one request together while narrowing
     Index("ix_part_stage", "stage_id"),
     Index("ix_part_request", "request_id", sqlite_where=text("state = 2"), postgresql_where=text("state = 2")),
     Index(
@@ -246,6 +248,12 @@ part = Table(
         postgresql_where=text("state = 1 AND deadline_us IS NOT NULL"),
     ),
     Index("ix_part_intent", "audience_id", "operation", "intent_us"),
+    Index(
+        "ix_part_narrow",
+        "narrow_root",
+        sqlite_where=text("narrow_root IS NOT NULL"),
+        postgresql_where=text("narrow_root IS NOT NULL"),
+    ),
 )
 
 request = Table(
@@ -267,6 +275,7 @@ request = Table(
     Column("valid", Integer),
     Column("invalid", Integer),
     Column("narrow_root", BigInteger),
+    Column("narrow_level", SmallInteger, nullable=False, server_default=text("0")),
     Index(
         "ix_request_in_flight",
         "audience_id",

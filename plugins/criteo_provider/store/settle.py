@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, delete, false, func, insert, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, func, literal, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import ClaimedRequest, PartState, Reason
@@ -17,41 +17,44 @@ from criteo_provider.core.outcome import (
     Outcome,
     Refused,
     Unavailable,
-    retry_wait_s,
 )
-from criteo_provider.core.spans import from_ordinals, halves, size
-from criteo_provider.store.claim import put_off_probe
+from criteo_provider.core.spans import from_ordinals, size
 from criteo_provider.store.intents import part_values, split
+from criteo_provider.store.narrow import narrow
+from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
-from criteo_provider.store.standings import refold, slices, spans_from_text
+from criteo_provider.store.standings import refold, slices
+from criteo_provider.store.troubles import audiences_of, heal, keys_of, open_trouble, put_off_probe
 from criteo_provider.store.unwanted import close_unwanted
 
-# Narrowing a refusal never costs more calls than this (DESIGN: at most 64 extra calls a request).
-MAX_NARROWING_CALLS = 64
-FIRST_PROBE_US = 60_000_000
+_UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
 
 
 def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
     """Write what ``outcome`` means for the people of ``claimed``; return how many of its parts were lost to others."""
     query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
     rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()
+    if not rows:
+        # All of it belongs to others by now: an answer changes nobody.
+        _end_request(connection, claimed, outcome, now_us)
+        return len(claimed.parts)
     _lock_stages(connection, {row.stage_id for row in rows})
     match outcome:
         case Accepted():
             _accept(connection, claimed, rows, outcome, now_us, jitter)
             _heal(connection, claimed)
         case Busy():
-            _reopen(connection, rows, now_us, attempts_back=1)
+            reopen(connection, rows, now_us, attempts_back=1)
         case Unavailable():
-            _retry_later(connection, rows, now_us, jitter, outcome.sentence, wait_s=outcome.wait_s)
+            retry_later(connection, rows, now_us, jitter, outcome.sentence, wait_s=outcome.wait_s)
         case AccessLost():
-            _reopen(connection, rows, now_us, reason=outcome.sentence)
+            reopen(connection, rows, now_us, reason=outcome.sentence)
             _stop(connection, claimed, outcome.scope, outcome, now_us)
         case AudienceGone():
-            _reopen(connection, rows, now_us, reason=outcome.sentence)
+            reopen(connection, rows, now_us, reason=outcome.sentence)
             _stop(connection, claimed, "audience", outcome, now_us)
         case Refused():
-            _narrow(connection, claimed, rows, now_us, jitter, outcome.sentence)
+            narrow(connection, claimed, rows, outcome.code, outcome.sentence, now_us, jitter)
             _heal(connection, claimed)
         case _:
             assert_never(outcome)
@@ -72,7 +75,7 @@ def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> 
         .where(part.c.id.in_([row.id for row in rows]), part.c.deadline_us == started + _patience())
         .values(deadline_us=None)
     )
-    _reopen(connection, rows, now_us, attempts_back=1)
+    reopen(connection, rows, now_us, attempts_back=1)
     stage_ids = {row.stage_id for row in rows}
     if close_unwanted(connection, stage_ids):
         refold(connection, stage_ids, cause=f"request:{claimed.request_id}", now_us=now_us)
@@ -115,21 +118,11 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.state == PartState.OPEN,
                 part.c.due_us <= now_us,
                 part.c.deadline_us.is_(None),
-                part.c.audience_id.in_(_audiences_of(row)),
+                part.c.audience_id.in_(audiences_of(row)),
                 part.c.step_id.in_(select(step.c.id).where(step.c.declared)),
             )
             .values(deadline_us=literal(now_us, BigInteger) + _patience(), reason=row.sentence)
         )
-
-
-def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
-    """Remember a trouble of ``scope``; return True when it is new."""
-    found = trouble.c.scope == scope, trouble.c.key == key
-    if connection.execute(update(trouble).where(*found).values(code=code, sentence=sentence)).rowcount:
-        return False
-    values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
-    connection.execute(insert(trouble).values(scope=scope, key=key, next_probe_us=now_us + FIRST_PROBE_US, **values))
-    return True
 
 
 def _patience() -> ScalarSelect[int]:
@@ -152,15 +145,15 @@ def _accept(
 ) -> None:
     refused = {"state": PartState.REFUSED, "reason": Reason.INVALID_AT_CRITEO}
     if outcome.invalid and not outcome.valid:
-        _close(connection, rows, refused)
+        close(connection, rows, refused)
         return
     if outcome.invalid and _carve_out(connection, rows, outcome.sample, refused) < outcome.invalid:
         # Criteo counts more invalid identifiers than it names: the rest is found by sending halves again.
         query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
         left = connection.execute(query).all()
-        _narrow(connection, claimed, left, now_us, jitter, "Criteo does not say which identifiers are invalid.")
+        narrow(connection, claimed, left, outcome.code, _UNNAMED, now_us, jitter)
         return
-    _close(
+    close(
         connection,
         rows,
         {"state": PartState.ACCEPTED, "reason": None},
@@ -184,79 +177,6 @@ def _carve_out(connection: Connection, rows: Sequence[Row[Any]], sample: Sequenc
     return len(found)
 
 
-def _narrow(
-    connection: Connection,
-    claimed: ClaimedRequest,
-    rows: Sequence[Row[Any]],
-    now_us: int,
-    jitter: float,
-    sentence: str,
-) -> None:
-    """Send a refused request again in smaller pieces: along chunk borders first, then in halves, within the bound."""
-    root = rows[0].narrow_root if rows and rows[0].narrow_root else claimed.request_id
-    spent = _narrowing_calls(connection, root)
-    if len(rows) == 1 and rows[0].identifiers == 1:
-        _close(connection, rows, {"state": PartState.REFUSED, "reason": Reason.INVALID_AT_CRITEO})
-    elif spent + (2 if len(rows) == 1 else len(rows)) > MAX_NARROWING_CALLS:
-        _retry_later(connection, rows, now_us, jitter, sentence, narrow_root=root)
-    elif len(rows) > 1:
-        _reopen(connection, rows, now_us, attempts_back=1, reason=sentence, narrow_level=1, narrow_root=root)
-    else:
-        row = rows[0]
-        again = {"narrow_level": row.narrow_level + 1, "narrow_root": root}
-        _reopen(connection, rows, now_us, attempts_back=1, reason=sentence, **again)
-        front, _ = halves(spans_from_text(row.spans))
-        opened = {"state": PartState.OPEN, "request_id": None, "due_us": now_us, "reason": sentence}
-        split(connection, row, front, {**opened, **again, "attempts": row.attempts - 1})
-
-
-def _narrowing_calls(connection: Connection, root: int) -> int:
-    """Count the calls a narrowing has cost or will cost for certain."""
-    made = select(func.count()).select_from(request).where(request.c.narrow_root == root)
-    planned = select(func.count()).select_from(part).where(part.c.narrow_root == root, part.c.state == PartState.OPEN)
-    return int(connection.execute(made).scalar_one()) + int(connection.execute(planned).scalar_one())
-
-
-def _retry_later(
-    connection: Connection,
-    rows: Sequence[Row[Any]],
-    now_us: int,
-    jitter: float,
-    sentence: str,
-    *,
-    wait_s: float | None = None,
-    **values: Any,
-) -> None:
-    by_attempts: dict[int, list[Row[Any]]] = {}
-    for row in rows:
-        by_attempts.setdefault(row.attempts, []).append(row)
-    for attempts, alike in by_attempts.items():
-        pause_s = max(wait_s or 0.0, retry_wait_s(attempts, jitter=jitter))
-        _reopen(connection, alike, now_us + round(pause_s * 1e6), reason=sentence, **values)
-
-
-def _reopen(
-    connection: Connection, rows: Sequence[Row[Any]], due_us: int, *, attempts_back: int = 0, **values: Any
-) -> None:
-    for ids in slices([row.id for row in rows]):
-        connection.execute(
-            update(part)
-            .where(part.c.id.in_(ids), part.c.state == PartState.CLAIMED)
-            .values(
-                state=PartState.OPEN,
-                request_id=None,
-                due_us=due_us,
-                attempts=part.c.attempts - attempts_back,
-                **values,
-            )
-        )
-
-
-def _close(connection: Connection, rows: Sequence[Row[Any]], values: dict[str, Any]) -> None:
-    for ids in slices([row.id for row in rows]):
-        connection.execute(update(part).where(part.c.id.in_(ids), part.c.state == PartState.CLAIMED).values(values))
-
-
 def _end_request(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, now_us: int) -> None:
     # A lost answer may still take effect at Criteo: the request counts as in flight until its lease is over.
     lost = isinstance(outcome, Unavailable) and outcome.maybe_applied
@@ -273,14 +193,6 @@ def _end_request(connection: Connection, claimed: ClaimedRequest, outcome: Outco
     )
 
 
-def _keys(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:
-    return {
-        "connection": connection_id,
-        "ad_account": f"{connection_id}/{ad_account}",
-        "audience": str(audience_id),
-    }
-
-
 def _connection_id(connection: Connection, audience_id: int) -> str:
     query = select(audience.c.connection_id).where(audience.c.id == audience_id)
     return str(connection.execute(query).scalar_one())
@@ -294,7 +206,7 @@ def _stop(
     now_us: int,
 ) -> None:
     connection_id = _connection_id(connection, claimed.audience_id)
-    key = _keys(claimed.audience_id, connection_id, claimed.ad_account)[scope]
+    key = keys_of(claimed.audience_id, connection_id, claimed.ad_account)[scope]
     new = open_trouble(connection, scope, key, code=outcome.code, sentence=outcome.sentence, now_us=now_us)
     if not new and not claimed.is_probe:
         put_off_probe(connection, scope, key, now_us=now_us)
@@ -305,25 +217,6 @@ def _heal(connection: Connection, claimed: ClaimedRequest) -> None:
     if connection.execute(select(trouble.c.scope).limit(1)).first() is not None:
         connection_id = _connection_id(connection, claimed.audience_id)
         heal(connection, claimed.audience_id, connection_id, claimed.ad_account)
-
-
-def heal(connection: Connection, audience_id: int, connection_id: str, ad_account: str) -> None:
-    """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
-    for scope, key in _keys(audience_id, connection_id, ad_account).items():
-        connection.execute(delete(trouble).where(trouble.c.scope == scope, trouble.c.key == key))
-
-
-def _audiences_of(row: Row[Any]) -> Any:
-    ids = select(audience.c.id)
-    match row.scope:
-        case "connection":
-            return ids.where(audience.c.connection_id == row.key)
-        case "ad_account":
-            return ids.where(audience.c.connection_id + "/" + audience.c.ad_account == row.key)
-        case "audience":
-            return ids.where(audience.c.id == int(row.key))
-        case _:  # a source's trouble holds nobody back who has entered
-            return ids.where(false())
 
 
 def _lock_stages(connection: Connection, stage_ids: set[int]) -> None:

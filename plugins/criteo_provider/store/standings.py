@@ -97,8 +97,13 @@ def refold(
     deltas.write(connection, cause, now_us)
 
 
-def load(connection: Connection, stage_ids: Sequence[int], *, lock: bool) -> list[Standing]:
-    """Read stages with the fates of their parts and their present stands."""
+def load(
+    connection: Connection, stage_ids: Sequence[int], *, lock: bool, as_of_us: int | None = None
+) -> list[Standing]:
+    """Read stages with the fates of their parts and their present stands.
+
+    With ``as_of_us``, open parts whose deadline is past by then read as given up.
+    """
     query = (
         select(stage, step.c.canvas_id, step_version.c.is_last)
         .join(step, step.c.id == stage.c.step_id)
@@ -109,9 +114,13 @@ def load(connection: Connection, stage_ids: Sequence[int], *, lock: bool) -> lis
     rows = connection.execute(query.with_for_update(of=stage) if lock else query).all()
     part_fates: dict[int, list[PartFate]] = defaultdict(list)
     for found in connection.execute(
-        select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason).where(part.c.stage_id.in_(stage_ids))
+        select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason, part.c.deadline_us).where(
+            part.c.stage_id.in_(stage_ids)
+        )
     ):
         state, of_stage = PartState(found.state), part_fates[found.stage_id]
+        if as_of_us is not None and state is PartState.OPEN and (found.deadline_us or as_of_us + 1) <= as_of_us:
+            state = PartState.ERRORED
         of_stage.extend(PartFate(span, state, found.reason) for span in spans_from_text(found.spans))
     exceptions: dict[int, list[Stand]] = defaultdict(list)
     for found in connection.execute(select(stage_exception).where(stage_exception.c.stage_id.in_(stage_ids))):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from criteo_provider.core.errors import CriteoSyncError
-from criteo_provider.hooks.lookout import Lookout
+from criteo_provider.hooks import airflow_inside
+from criteo_provider.hooks.lookout import Lookout, canvases_stamp
 
 if TYPE_CHECKING:
     from criteo_provider.wiring import Waiting
 
 # A failing look is repeated less and less often, so a dead database is neither hammered nor forgotten.
 LONGEST_PAUSE_S = 30.0
+# One, two, four, eight minutes, then a quarter of an hour: about 15 runs in three hours of trouble.
+SHORTEST_HOLD_S, LONGEST_HOLD_S = 60.0, 900.0
 
 
 class SegmentEntryTrigger(BaseTrigger):
@@ -25,20 +30,27 @@ class SegmentEntryTrigger(BaseTrigger):
     All triggers of a process share one look at all canvases. Nothing ends the wait but work: a source that
     cannot be looked at, or a ledger that does not answer, is one line in the log and another try.
 
+    After a failed upload it holds back before it looks, a minute at first, a quarter of an hour at last, so that a
+    DAG that begins anew at once does not fail a thousand times an hour. Editing a canvas ends that pause.
+
     :param poll_interval_s: seconds between looks
+    :param hold_back_after: id of the task of the same DAG whose failure is to be held back after; None: never
     """
 
-    def __init__(self, poll_interval_s: float = 1.0) -> None:
+    def __init__(self, poll_interval_s: float = 1.0, hold_back_after: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's own
         self.poll_interval_s = poll_interval_s
+        self.hold_back_after = hold_back_after
         self._said: tuple[str, ...] = ()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the path and the arguments this trigger is rebuilt from; the path never changes."""
-        return "criteo_provider.triggers.segment.SegmentEntryTrigger", {"poll_interval_s": self.poll_interval_s}
+        arguments = {"poll_interval_s": self.poll_interval_s, "hold_back_after": self.hold_back_after}
+        return "criteo_provider.triggers.segment.SegmentEntryTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until there is work, then yield one event with counts only."""
+        await self._hold_back()
         pause_s = self.poll_interval_s
         while True:
             try:
@@ -54,6 +66,23 @@ class SegmentEntryTrigger(BaseTrigger):
                     return
             await asyncio.sleep(pause_s)
 
+    async def _hold_back(self) -> None:
+        if self.hold_back_after is None or self.task_instance is None:
+            return
+        dag_id = self.task_instance.dag_id
+        try:
+            failed = await airflow_inside.failing_since(dag_id, self.hold_back_after)
+        except Exception as error:  # not knowing is no reason to keep people waiting
+            self.log.warning("Airflow does not say how the last upload ended: %s", type(error).__name__)
+            return
+        pause_s = _failures.pause_s(dag_id, failed)
+        if not pause_s:
+            return
+        self.log.warning("The last upload failed; the next one waits %.0f s, or until a canvas is edited.", pause_s)
+        edited, until_s = canvases_stamp(), time.monotonic() + pause_s
+        while time.monotonic() < until_s and canvases_stamp() == edited:  # noqa: ASYNC110 (a file tells nobody)
+            await asyncio.sleep(self.poll_interval_s)
+
     def _say(self, problems: tuple[str, ...]) -> None:
         """Log problems when they change: a lasting one is one line, not one a second."""
         if problems == self._said:
@@ -63,6 +92,27 @@ class SegmentEntryTrigger(BaseTrigger):
         if self._said and not problems:
             self.log.info("All canvases can be looked at again.")
         self._said = problems
+
+
+class FailuresInARow:
+    """Counts, for each DAG, the failures this process has seen with no success between, and how long to pause."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[datetime, int]] = {}
+
+    def pause_s(self, dag_id: str, failed: datetime | None) -> float:
+        """Return the seconds to pause after the failure at ``failed`` (None: the last upload was fine)."""
+        if failed is None:
+            self._seen.pop(dag_id, None)
+            return 0.0
+        last, count = self._seen.get(dag_id, (None, 0))
+        if last != failed:  # the same failure may be seen by several triggers
+            count += 1
+            self._seen[dag_id] = (failed, count)
+        return min(SHORTEST_HOLD_S * 2.0 ** (count - 1), LONGEST_HOLD_S)
+
+
+_failures = FailuresInARow()
 
 
 @cache

@@ -4,8 +4,9 @@
 const byId = (id) => document.getElementById(id);
 const table = byId("steps").querySelector("table");
 const count = new Intl.NumberFormat("en");
-const clock = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
-const shortClock = new Intl.DateTimeFormat("en", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const day = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const shortClock = new Intl.DateTimeFormat("en", day);
+const clock = new Intl.DateTimeFormat("en", { ...day, year: "numeric", second: "2-digit", timeZoneName: "short" });
 
 /* Nothing is touched that says the same as before: no flicker, and a screen reader repeats nothing. */
 function say(element, text) { if (element.textContent !== text) element.textContent = text; }
@@ -26,7 +27,7 @@ function fillProblem(card, problem) {
   say(part(card, "what"), problem.what);
   say(part(card, "mend"), problem.mend);
   const next = new Date(problem.next_try);
-  const again = next > new Date() ? `tried again at ${shortClock.format(next)}` : "tried again now";
+  const again = next > new Date() ? `tried again at ${shortClock.format(next)}` : "to be tried again at once";
   say(part(card, "when"), problem.since ? `Since ${shortClock.format(new Date(problem.since))}; ${again}.` : "");
 }
 
@@ -72,7 +73,7 @@ function fillStep(row, step) {
     const key = term.getAttribute("aria-describedby").slice("meaning-".length);
     say(part(row, key), step.numbers ? count.format(step.numbers[key]) : "–");
   });
-  say(part(row, "on-their-way"), `+ ${count.format(step.on_their_way)} on their way`);
+  say(part(row, "on-their-way"), `${count.format(step.on_their_way)} on their way`);
   show(part(row, "on-their-way"), step.on_their_way > 0);
   fillReasons(row, step);
 }

@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("served", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("served_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("turn", sa.Text(), nullable=True),
+        sa.Column("turn_until_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audience")),
         sa.UniqueConstraint("connection_id", "ad_account", "name", name=op.f("uq_audience_connection_id")),
     )
@@ -115,6 +116,7 @@ def upgrade() -> None:
         sa.Column("valid", sa.Integer(), nullable=True),
         sa.Column("invalid", sa.Integer(), nullable=True),
         sa.Column("narrow_root", sa.BigInteger(), nullable=True),
+        sa.Column("narrow_level", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(["audience_id"], ["audience.id"], name=op.f("fk_request_audience_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_request")),
     )
@@ -272,6 +274,7 @@ def upgrade() -> None:
         sa.Column("request_id", sa.BigInteger(), nullable=True),
         sa.Column("narrow_level", sa.SmallInteger(), nullable=False),
         sa.Column("narrow_root", sa.BigInteger(), nullable=True),
+        sa.Column("narrow_group", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["audience_id"], ["audience.id"], name=op.f("fk_part_audience_id")),
         sa.ForeignKeyConstraint(["chunk_id"], ["chunk.id"], name=op.f("fk_part_chunk_id")),
         sa.ForeignKeyConstraint(["stage_id"], ["stage.id"], name=op.f("fk_part_stage_id")),
@@ -288,6 +291,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 1 AND deadline_us IS NOT NULL"),
     )
     op.create_index("ix_part_intent", "part", ["audience_id", "operation", "intent_us"], unique=False)
+    op.create_index(
+        "ix_part_narrow",
+        "part",
+        ["narrow_root"],
+        unique=False,
+        sqlite_where=sa.text("narrow_root IS NOT NULL"),
+        postgresql_where=sa.text("narrow_root IS NOT NULL"),
+    )
     op.create_index(
         "ix_part_open",
         "part",

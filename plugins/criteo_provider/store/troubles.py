@@ -1,0 +1,96 @@
+"""Troubles: what is known to be broken, how far it reaches, and when it is probed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from criteo_provider.store.schema import audience, trouble
+
+FIRST_PROBE_US = 60_000_000
+
+
+class Troubles:
+    """The open troubles of a connection: what is stopped, and what may go through as a probe."""
+
+    def __init__(self, connection: Connection, connection_id: str, now_us: int) -> None:
+        self._connection_id = connection_id
+        rows = connection.execute(select(trouble)).all()
+        self._due = {(row.scope, row.key): row.next_probe_us <= now_us for row in rows}
+
+    def admits(self, audience_id: int, ad_account: str) -> bool:
+        """Whether nothing stops this audience, or all that stops it wants a probe now."""
+        return all(self._due.get(key, True) for key in self._keys(audience_id, ad_account))
+
+    def is_probe(self, audience_id: int, ad_account: str) -> bool:
+        """Whether a request of this audience is a probe."""
+        return any(key in self._due for key in self._keys(audience_id, ad_account))
+
+    def put_off(self, connection: Connection, audience_id: int, ad_account: str, now_us: int) -> None:
+        """Let nobody else probe before the next time: a minute, falling to once in 15 minutes."""
+        for scope, key in self._keys(audience_id, ad_account):
+            put_off_probe(connection, scope, key, now_us=now_us)
+
+    def _keys(self, audience_id: int, ad_account: str) -> Iterable[tuple[str, str]]:
+        return keys_of(audience_id, self._connection_id, ad_account).items()
+
+
+def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
+    """Set the next probe of a trouble: one minute from now, doubling to fifteen."""
+    wait_us = func.min if connection.dialect.name == "sqlite" else func.least
+    connection.execute(
+        update(trouble)
+        .where(trouble.c.scope == scope, trouble.c.key == key)
+        .values(
+            probes=trouble.c.probes + 1,
+            next_probe_us=literal(now_us, BigInteger) + wait_us(60_000_000 * (trouble.c.probes + 1), 900_000_000),
+        )
+    )
+
+
+def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
+    """Remember a trouble of ``scope``; return True when it is new."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
+    # Two answers may tell of one new trouble at the same moment.
+    added = connection.execute(
+        insert(trouble)
+        .values(scope=scope, key=key, next_probe_us=now_us + FIRST_PROBE_US, **values)
+        .on_conflict_do_nothing()
+    ).rowcount
+    if not added:
+        found = trouble.c.scope == scope, trouble.c.key == key
+        connection.execute(update(trouble).where(*found).values(code=code, sentence=sentence))
+    return bool(added)
+
+
+def heal(connection: Connection, audience_id: int, connection_id: str, ad_account: str) -> None:
+    """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
+    for scope, key in keys_of(audience_id, connection_id, ad_account).items():
+        connection.execute(delete(trouble).where(trouble.c.scope == scope, trouble.c.key == key))
+
+
+def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:
+    """Name the troubles that would stop an audience, by scope."""
+    return {
+        "connection": connection_id,
+        "ad_account": f"{connection_id}/{ad_account}",
+        "audience": str(audience_id),
+    }
+
+
+def audiences_of(row: Row[Any]) -> Select[tuple[int]]:
+    """Select the audiences a trouble holds back."""
+    ids = select(audience.c.id)
+    match row.scope:
+        case "connection":
+            return ids.where(audience.c.connection_id == row.key)
+        case "ad_account":
+            return ids.where(audience.c.connection_id + "/" + audience.c.ad_account == row.key)
+        case "audience":
+            return ids.where(audience.c.id == int(row.key))
+        case _:  # a source's trouble holds nobody back who has entered
+            return ids.where(false())
