@@ -7,6 +7,9 @@ Takes people who enter a segment to their Criteo contact lists, within seconds.
 worker slot. `upload` then reads the new people into the ledger and sends them, side by side, inside Criteo's rate
 limit, until both are dry for one flush interval. The next run begins to wait at once.
 
+An upload task that fails is followed by a pause, a minute at first and a quarter of an hour at last, so that a bad
+state does not fail runs by the hundred; editing a canvas ends the pause.
+
 People whose upload fails stay pending and are tried again: soon by this DAG, later by `criteo_audience_retry`, for
 up to 13 hours.
 """
@@ -30,4 +33,5 @@ with DAG(
     tags=["criteo", "audience-sync"],
     doc_md=__doc__,
 ):
-    SegmentEntrySensor(task_id="wait_for_people") >> CriteoAudienceUploadOperator(task_id="upload", role="fresh")
+    wait = SegmentEntrySensor(task_id="wait_for_people", hold_back_after="upload")
+    wait >> CriteoAudienceUploadOperator(task_id="upload", role="fresh")

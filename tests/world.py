@@ -106,7 +106,13 @@ class World:
 
     def claim(self, role: Role = Role.FRESH, *, owner: str = "me", lease_s: float = 120) -> ClaimedRequest | None:
         """Claim the next request."""
-        return self.ledger.claim(ClaimTerms("criteo_default", frozenset({"1001"}), role, owner, lease_s), now_us=self.now_us)
+        return self.ledger.claim(
+            ClaimTerms("criteo_default", frozenset({"1001"}), role, owner, lease_s), now_us=self.now_us
+        )
+
+    def claim_retry(self) -> ClaimedRequest | None:
+        """Claim what the retry DAG would."""
+        return self.claim(Role.RETRY)
 
     def sent(self, claimed: ClaimedRequest) -> list[bytes]:
         """The identifiers of a request."""

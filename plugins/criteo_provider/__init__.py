@@ -31,6 +31,7 @@ def get_provider_info() -> dict[str, object]:
         "connection-types": [_connection_type()],
         "asset-uris": [{"schemes": ["criteo"], "handler": "criteo_provider.hooks.assets.tidy_uri"}],
         "plugins": [{"name": "criteo_audience_sync", "plugin-class": "criteo_provider.ui.plugin.CriteoPlugin"}],
+        "notifications": ["criteo_provider.notifications.trouble.TroubleNotifier"],
         "cli": ["criteo_provider.cli.definition.get_cli_commands"],
         "config": {"criteo": _config_section()},
     }

@@ -147,6 +147,10 @@ class House:
         """Return the seven metrics of every step."""
         return self.ledger.numbers(now_us=self._clock.now_us())
 
+    def take_news(self) -> list[str]:
+        """Return one sentence for each trouble that began or ended, or people given up, since this was last asked."""
+        return self.ledger.take_news(now_us=self._clock.now_us())
+
     def drop(self, canvas_id: str, step: str) -> int:
         """Give up the people held in a step that no file declares any more; return how many uploads were closed."""
         return self.ledger.drop(canvas_id, step, now_us=self._clock.now_us())
@@ -237,7 +241,7 @@ class House:
             # Read at half the interval: whoever comes right after a look is still in a request in time.
             canvas.flush_s / 2,
             may_try=lambda: self.ledger.may_probe("source", canvas.id, now_us=now_us()),
-            succeeded=lambda: self.ledger.healed("source", canvas.id),
+            succeeded=lambda: self.ledger.healed("source", canvas.id, now_us=now_us()),
         )
 
     @contextmanager

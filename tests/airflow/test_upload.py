@@ -13,7 +13,6 @@ import pytest
 from airflow.sdk import AssetAlias
 from airflow.sdk.exceptions import AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
-
 from structlog.testing import capture_logs
 
 from criteo_provider.core.errors import LedgerRefused
@@ -43,7 +42,9 @@ class FakeHouse:
     def waiting(self) -> Any:
         return SimpleNamespace(fresh=False, retry=self.retry)
 
-    def drain(self, role: str, *, stop: threading.Event, max_s: float, on_progress: Callable[[Progress], None]) -> Progress:
+    def drain(
+        self, role: str, *, stop: threading.Event, max_s: float, on_progress: Callable[[Progress], None]
+    ) -> Progress:
         self.roles.append(role)
         self.work(stop)
         done = Progress(entered=2, requests=1, accepted=1, identifiers=3, given_up=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,13 @@ from typing import Any
 
 import pytest
 from airflow._shared.module_loading import import_string
+from airflow.jobs.triggerer_job_runner import ToTriggerRunner, ToTriggerSupervisor
 from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetTICount, TICount
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+from pydantic import TypeAdapter
+from structlog.testing import capture_logs
 
 from criteo_provider.core.errors import LedgerRefused
 from criteo_provider.hooks import lookout
@@ -74,16 +78,8 @@ def house(include: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHouse]
     segment.shared_lookout.cache_clear()
 
 
-@contextmanager
-def said(trigger: SegmentEntryTrigger) -> Iterator[list[str]]:
-    """Collect what a trigger logs."""
-    lines: list[str] = []
-
-    def note(form: str, *arguments: object) -> None:
-        lines.append(form % arguments)
-
-    trigger._log = SimpleNamespace(info=note, warning=note)
-    yield lines
+def said(records: list[Any]) -> list[str]:
+    return [str(record["event"]) % record.get("positional_args", ()) for record in records]
 
 
 async def events(trigger: SegmentEntryTrigger) -> list[TriggerEvent]:
@@ -93,7 +89,7 @@ async def events(trigger: SegmentEntryTrigger) -> list[TriggerEvent]:
 
 def test_round_trip() -> None:
     """A trigger rebuilt from what it serializes to, over JSON and by its path, is the same trigger."""
-    path, arguments = SegmentEntryTrigger(poll_interval_s=2.5).serialize()
+    path, arguments = SegmentEntryTrigger(poll_interval_s=2.5, hold_back_after="upload").serialize()
     again = import_string(path)(**json.loads(json.dumps(arguments)))
     assert isinstance(again, SegmentEntryTrigger)
     assert again.serialize() == (path, arguments)
@@ -124,10 +120,9 @@ def test_survives_errors(house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> N
         LedgerRefused("The ledger belongs to another host."),
         Waiting(fresh=True),
     ]
-    trigger = SegmentEntryTrigger(POLL_S)
-    with said(trigger) as lines:
-        asyncio.run(events(trigger))
-    assert lines == [
+    with capture_logs() as records:
+        asyncio.run(events(SegmentEntryTrigger(POLL_S)))
+    assert said(records) == [
         "Cannot look for people: RuntimeError Trying again.",
         "Cannot look for people: The ledger belongs to another host. Trying again.",
         "All canvases can be looked at again.",
@@ -139,10 +134,9 @@ def test_a_broken_source_is_said_once(house: FakeHouse) -> None:
     """A source that cannot be looked at is said when it begins and not at every look; the others go on."""
     broken = Waiting(problems=("canvas retargeting: the source cannot be reached",))
     house.looks = [broken, broken, broken, Waiting(fresh=True, problems=broken.problems)]
-    trigger = SegmentEntryTrigger(POLL_S)
-    with said(trigger) as lines:
-        (event,) = asyncio.run(events(trigger))
-    assert lines == list(broken.problems)
+    with capture_logs() as records:
+        (event,) = asyncio.run(events(SegmentEntryTrigger(POLL_S)))
+    assert said(records) == list(broken.problems)
     assert event.xcoms == {"waiting": {"fresh": True, "retry": False, "problems": 1}}
 
 
@@ -174,7 +168,7 @@ def test_sensor_defers() -> None:
     sensor = SegmentEntrySensor(task_id="wait", poll_interval_s=3)
     with pytest.raises(TaskDeferred) as deferral:
         sensor.execute({})
-    assert deferral.value.trigger.serialize()[1] == {"poll_interval_s": 3}
+    assert deferral.value.trigger.serialize()[1] == {"poll_interval_s": 3, "hold_back_after": None}
     assert deferral.value.method_name == "done"
     sensor.done({}, event=None)
 
@@ -183,4 +177,89 @@ def test_sensors_do_not_share_arguments() -> None:
     """Each sensor starts its trigger with its own arguments."""
     slow, quick = (SegmentEntrySensor(task_id=f"wait_{s}", poll_interval_s=s) for s in (9, 1))
     arguments: list[Any] = [each.start_trigger_args.trigger_kwargs for each in (slow, quick)]
-    assert arguments == [{"poll_interval_s": 9}, {"poll_interval_s": 1}]
+    assert [each["poll_interval_s"] for each in arguments] == [9, 1]
+
+
+# --- after a failed upload -------------------------------------------------------------------------------
+
+
+class FakeAirflow:
+    """Answers how often the upload task has ended in a state."""
+
+    def __init__(self) -> None:
+        self.ended = {"failed": 0, "success": 0}
+        self.asked: list[Any] = []
+
+    async def asend(self, question: GetTICount) -> TICount:
+        self.asked.append(question)
+        assert question.states is not None
+        return TICount(count=self.ended[question.states[0]])
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> FakeAirflow:
+    airflow = FakeAirflow()
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", airflow, raising=False)
+    monkeypatch.setattr(segment, "_failures", segment.FailuresInARow())
+    return airflow
+
+
+def held_back() -> SegmentEntryTrigger:
+    trigger = SegmentEntryTrigger(POLL_S, hold_back_after="upload")
+    trigger._task_instance = SimpleNamespace(dag_id="criteo_audience_sync")
+    return trigger
+
+
+def test_three_hours_of_failures_make_few_runs() -> None:
+    """A DAG whose every upload fails at once makes no more than 20 runs in three hours, and recovers at once."""
+    failures, passed_s, runs = segment.FailuresInARow(), 0.0, 0
+    while passed_s < 3 * 3_600:
+        passed_s += failures.pause_s("dag", failed=7 + runs, succeeded=100)
+        runs += 1
+    assert 10 < runs <= 20
+    assert failures.pause_s("dag", failed=7 + runs, succeeded=101) == 0
+    assert failures.pause_s("dag", failed=8 + runs, succeeded=101) == segment.SHORTEST_HOLD_S
+
+
+def test_one_failure_counts_once() -> None:
+    """The same failure seen again, by a trigger that was moved, does not lengthen the pause; other DAGs have none."""
+    failures = segment.FailuresInARow()
+    failures.pause_s("dag", failed=0, succeeded=0)
+    pauses = [failures.pause_s("dag", failed=1, succeeded=0) for _ in range(3)]
+    assert pauses == [segment.SHORTEST_HOLD_S] * 3
+    assert failures.pause_s("other", failed=5, succeeded=0) == 0
+    assert failures.pause_s("dag", failed=0, succeeded=0) == 0, "old runs were removed from Airflow"
+
+
+def test_holds_back_until_a_canvas_is_edited(uploads: FakeAirflow, house: FakeHouse, include: Path) -> None:
+    """After a failed upload nobody looks, until a canvas is edited."""
+    house.looks = [Waiting(fresh=True)]
+
+    async def edit_meanwhile() -> int:
+        await events(held_back())
+        uploads.ended["failed"] += 1
+        waiting = asyncio.create_task(events(held_back()))
+        await asyncio.sleep(10 * POLL_S)
+        looked = house.looked
+        (include / "canvases" / "mended.yaml").write_text("name: Mended")
+        await waiting
+        return looked
+
+    assert asyncio.run(edit_meanwhile()) == 1
+    assert house.looked == 2
+    assert {tuple(question.task_ids) for question in uploads.asked} == {("upload",)}
+
+
+def test_an_airflow_that_does_not_answer_holds_nobody_back(uploads: FakeAirflow, house: FakeHouse) -> None:
+    """When Airflow does not say how uploads ended, the trigger looks at once."""
+    house.looks = [Waiting(fresh=True)]
+    uploads.ended.clear()
+    asyncio.run(events(held_back()))
+    assert house.looked == 1
+
+
+def test_the_triggerer_understands_the_answer() -> None:
+    """The question how uploads ended, and its answer, are among the few messages a triggerer can exchange."""
+    question = TypeAdapter(ToTriggerSupervisor).validate_python({"type": "GetTICount", "dag_id": "dag"})
+    answer = TypeAdapter(ToTriggerRunner).validate_python({"type": "TICount", "count": 3})
+    assert (type(question), answer) == (GetTICount, TICount(count=3))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from criteo_provider.core.errors import Misconfigured, Unavailable
@@ -112,21 +111,17 @@ def count(name: str, value: int) -> None:
         stats.incr(name, value)
 
 
-async def failing_since(dag_id: str, task_id: str) -> datetime | None:
-    """Return when a task of a DAG last failed, None when it has succeeded since or never failed; for triggers."""
-    from airflow.sdk.api.datamodels._generated import TaskInstanceState
-    from airflow.sdk.execution_time import task_runner
-    from airflow.sdk.execution_time.comms import GetPreviousTI
+async def times_ended(dag_id: str, task_id: str, state: str) -> int:
+    """Return how many times a task of a DAG has ended in a state so far; for triggers.
 
-    # Runs started by hand may have no logical date and would come first for ever; a date leaves them out.
-    before = datetime.now(UTC) + timedelta(days=1)
-    ended: dict[TaskInstanceState, datetime | None] = {}
-    for state in (TaskInstanceState.FAILED, TaskInstanceState.SUCCESS):
-        question = GetPreviousTI(dag_id=dag_id, task_id=task_id, logical_date=before, state=state)
-        answer: Any = await task_runner.SUPERVISOR_COMMS.asend(question)
-        ended[state] = answer.task_instance.end_date if answer.task_instance else None
-    failed, succeeded = ended[TaskInstanceState.FAILED], ended[TaskInstanceState.SUCCESS]
-    return None if failed is None or (succeeded is not None and succeeded > failed) else failed
+    The messages that would tell how the last one ended are not understood by Airflow's triggerer (3.3.2).
+    """
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import GetTICount
+
+    question = GetTICount(dag_id=dag_id, task_ids=[task_id], states=[state])
+    answer: Any = await task_runner.SUPERVISOR_COMMS.asend(question)
+    return int(answer.count)
 
 
 def asset_event(alias: str, name: str, uri: str, extra: Mapping[str, JsonValue]) -> Any:

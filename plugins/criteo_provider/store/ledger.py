@@ -232,7 +232,7 @@ class Ledger:
                 .values(criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0)
                 .returning(audience.c.connection_id, audience.c.ad_account)
             ).one()
-            troubles.heal(connection, audience_id, row.connection_id, row.ad_account)
+            troubles.heal(connection, audience_id, row.connection_id, row.ad_account, now_us=now_us)
 
         self._write(verb)
 
@@ -250,13 +250,17 @@ class Ledger:
 
         return self._write(verb)
 
-    def healed(self, scope: str, key: str) -> None:
+    def healed(self, scope: str, key: str, *, now_us: int) -> None:
         """Forget a trouble that is over."""
-        found = trouble.c.scope == scope, trouble.c.key == key
         with self.engine.connect() as connection:
-            if connection.execute(select(trouble.c.key).where(*found)).first() is None:
+            found = select(trouble.c.key).where(trouble.c.scope == scope, trouble.c.key == key)
+            if connection.execute(found).first() is None:
                 return
-        self._write(lambda connection: connection.execute(delete(trouble).where(*found)))
+        self._write(lambda connection: troubles.close_trouble(connection, scope, key, now_us=now_us))
+
+    def take_news(self, *, now_us: int) -> list[str]:
+        """Return one sentence for each change of state nobody was told of yet; each is returned once."""
+        return self._write(lambda connection: troubles.take_news(connection, now_us=now_us))
 
     def may_probe(self, scope: str, key: str, *, now_us: int) -> bool:
         """Tell whether there is no such trouble, or it wants to be tried again now."""

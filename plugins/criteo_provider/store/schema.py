@@ -112,6 +112,19 @@ trouble = Table(
     Column("probes", Integer, nullable=False),
 )
 
+news = Table(
+    "news",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("scope", Text, nullable=False),  # of a trouble; or "people", for those given up
+    Column("key", Text, nullable=False),
+    Column("began", Boolean, nullable=False),  # false: it is over
+    Column("sentence", Text, nullable=False),
+    Column("told_us", BigInteger),  # when somebody was told
+    Index("ix_news_untold", "id", sqlite_where=text("told_us IS NULL"), postgresql_where=text("told_us IS NULL")),
+)
+
 source_cursor = Table(
     "source_cursor",
     metadata,

@@ -24,7 +24,7 @@ from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices
-from criteo_provider.store.troubles import audiences_of, heal, keys_of, open_trouble, put_off_probe
+from criteo_provider.store.troubles import audiences_of, heal, keys_of, note, open_trouble, put_off_probe
 from criteo_provider.store.unwanted import close_unwanted
 
 _UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
@@ -42,7 +42,7 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
     match outcome:
         case Accepted():
             _accept(connection, claimed, rows, outcome, now_us, jitter)
-            _heal(connection, claimed)
+            _heal(connection, claimed, now_us)
         case Busy():
             reopen(connection, rows, now_us, attempts_back=1)
         case Unavailable():
@@ -55,7 +55,7 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
             _stop(connection, claimed, "audience", outcome, now_us)
         case Refused():
             narrow(connection, claimed, rows, outcome.code, outcome.sentence, now_us, jitter)
-            _heal(connection, claimed)
+            _heal(connection, claimed, now_us)
         case _:
             assert_never(outcome)
     stage_ids = {row.stage_id for row in rows}
@@ -106,6 +106,9 @@ def expire(connection: Connection, *, now_us: int) -> int:
             ).scalars()
         )
     refold(connection, errored, cause="deadline", now_us=now_us)
+    if errored:
+        sentence = f"People of {len(errored)} chunks were given up after their hours of retries: Users Errored."
+        note(connection, "people", "errored", sentence, began=True, now_us=now_us)
     return len(overdue)
 
 
@@ -212,11 +215,11 @@ def _stop(
         put_off_probe(connection, scope, key, now_us=now_us)
 
 
-def _heal(connection: Connection, claimed: ClaimedRequest) -> None:
+def _heal(connection: Connection, claimed: ClaimedRequest, now_us: int) -> None:
     """An answer to the content proves that connection, ad account and audience work."""
     if connection.execute(select(trouble.c.scope).limit(1)).first() is not None:
         connection_id = _connection_id(connection, claimed.audience_id)
-        heal(connection, claimed.audience_id, connection_id, claimed.ad_account)
+        heal(connection, claimed.audience_id, connection_id, claimed.ad_account, now_us=now_us)
 
 
 def _lock_stages(connection: Connection, stage_ids: set[int]) -> None:

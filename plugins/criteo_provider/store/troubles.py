@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from criteo_provider.store.schema import audience, trouble
+from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
 
@@ -53,24 +53,57 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
 
 def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
     """Remember a trouble of ``scope``; return True when it is new."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
     # Two answers may tell of one new trouble at the same moment.
     added = connection.execute(
-        insert(trouble)
+        engine_insert(trouble)
         .values(scope=scope, key=key, next_probe_us=now_us + FIRST_PROBE_US, **values)
         .on_conflict_do_nothing()
-    ).rowcount
-    if not added:
+        .returning(trouble.c.key)
+    ).first()
+    if added:
+        note(connection, scope, key, sentence, began=True, now_us=now_us)
+    else:
         found = trouble.c.scope == scope, trouble.c.key == key
         connection.execute(update(trouble).where(*found).values(code=code, sentence=sentence))
-    return bool(added)
+    return added is not None
 
 
-def heal(connection: Connection, audience_id: int, connection_id: str, ad_account: str) -> None:
+def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
+    """Forget a trouble that is over, and note that it is."""
+    found = trouble.c.scope == scope, trouble.c.key == key
+    sentence = connection.execute(delete(trouble).where(*found).returning(trouble.c.sentence)).scalar()
+    if sentence is not None:
+        note(connection, scope, key, sentence, began=False, now_us=now_us)
+
+
+def note(connection: Connection, scope: str, key: str, sentence: str, *, began: bool, now_us: int) -> None:
+    """Keep a change of state until somebody is told of it, once."""
+    connection.execute(insert(news).values(at_us=now_us, scope=scope, key=key, began=began, sentence=sentence))
+
+
+def take_news(connection: Connection, *, now_us: int) -> list[str]:
+    """Return one sentence for each change nobody was told of yet, and mark them as told."""
+    rows = connection.execute(update(news).where(news.c.told_us.is_(None)).values(told_us=now_us).returning(news)).all()
+    audiences = {str(row.id): row.name for row in connection.execute(select(audience.c.id, audience.c.name))}
+    return [_told(row, audiences) for row in sorted(rows, key=lambda row: row.id)]
+
+
+def _told(row: Row[Any], audiences: Mapping[str, str]) -> str:
+    if row.scope == "people":
+        return str(row.sentence)
+    where = f"audience {audiences.get(row.key, row.key)!r}" if row.scope == "audience" else f"{row.scope} {row.key}"
+    where = where.replace("ad_account", "ad account")
+    return (
+        f"Trouble with {where}: {row.sentence}" if row.began else f"Over, {where} works again. It was: {row.sentence}"
+    )
+
+
+def heal(connection: Connection, audience_id: int, connection_id: str, ad_account: str, *, now_us: int) -> None:
     """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
     for scope, key in keys_of(audience_id, connection_id, ad_account).items():
-        connection.execute(delete(trouble).where(trouble.c.scope == scope, trouble.c.key == key))
+        close_trouble(connection, scope, key, now_us=now_us)
 
 
 def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +70,12 @@ class SegmentEntryTrigger(BaseTrigger):
             return
         dag_id = self.task_instance.dag_id
         try:
-            failed = await airflow_inside.failing_since(dag_id, self.hold_back_after)
+            failed = await airflow_inside.times_ended(dag_id, self.hold_back_after, "failed")
+            succeeded = await airflow_inside.times_ended(dag_id, self.hold_back_after, "success")
         except Exception as error:  # not knowing is no reason to keep people waiting
             self.log.warning("Airflow does not say how the last upload ended: %s", type(error).__name__)
             return
-        pause_s = _failures.pause_s(dag_id, failed)
+        pause_s = _failures.pause_s(dag_id, failed=failed, succeeded=succeeded)
         if not pause_s:
             return
         self.log.warning("The last upload failed; the next one waits %.0f s, or until a canvas is edited.", pause_s)
@@ -98,18 +98,18 @@ class FailuresInARow:
     """Counts, for each DAG, the failures this process has seen with no success between, and how long to pause."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[datetime, int]] = {}
+        self._seen: dict[str, tuple[int, int, int]] = {}
 
-    def pause_s(self, dag_id: str, failed: datetime | None) -> float:
-        """Return the seconds to pause after the failure at ``failed`` (None: the last upload was fine)."""
-        if failed is None:
-            self._seen.pop(dag_id, None)
-            return 0.0
-        last, count = self._seen.get(dag_id, (None, 0))
-        if last != failed:  # the same failure may be seen by several triggers
-            count += 1
-            self._seen[dag_id] = (failed, count)
-        return min(SHORTEST_HOLD_S * 2.0 ** (count - 1), LONGEST_HOLD_S)
+    def pause_s(self, dag_id: str, *, failed: int, succeeded: int) -> float:
+        """Return the seconds to pause when the upload has failed and succeeded so many times up to now."""
+        failed_before, succeeded_before, in_a_row = self._seen.get(dag_id, (failed, succeeded, 0))
+        # Fewer failures than before: Airflow's own cleaning has removed old runs.
+        if succeeded > succeeded_before or failed < failed_before:
+            in_a_row = 0
+        else:
+            in_a_row += failed - failed_before
+        self._seen[dag_id] = (failed, succeeded, in_a_row)
+        return min(SHORTEST_HOLD_S * 2.0 ** (in_a_row - 1), LONGEST_HOLD_S) if in_a_row else 0.0
 
 
 _failures = FailuresInARow()

@@ -216,7 +216,7 @@ def _where(trouble: Trouble, canvas_names: Mapping[str, str], directory: Directo
             return f"Ad account {ad_account} (connection {conn_id})"
         case "audience":
             name, ad_account = directory.audiences[int(trouble.key)]
-            return f"Audience {name} in ad account {ad_account}"
+            return f"Audience “{name}” in ad account {ad_account}"
         case _:
             return f"Connection {trouble.key}"
 

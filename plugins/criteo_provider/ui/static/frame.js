@@ -6,11 +6,9 @@
   let host = null;
   try { if (window.parent !== window) host = window.parent.document.documentElement; } catch { host = null; }
 
-  /* Ours <- Airflow's. Its names are no promise, so pages.css has a colour for each of ours. */
-  const COLOURS = {
-    "--bg": "bg", "--fg": "fg", "--muted": "fg-muted", "--card": "bg-subtle", "--line": "border",
-    "--ok": "fg-success", "--trouble": "fg-error", "--waiting": "fg-info", "--paused": "fg-warning",
-  };
+  /* Ours <- Airflow's. Its names are no promise, so pages.css has a colour for each of ours; those of states are
+     ours alone, because Airflow's red and orange are too pale for text on its light ground. */
+  const COLOURS = { "--bg": "bg", "--fg": "fg", "--muted": "fg-muted", "--card": "bg-subtle", "--line": "border" };
 
   function theme() {
     if (host) return host.classList.contains("dark") ? "dark" : "light";

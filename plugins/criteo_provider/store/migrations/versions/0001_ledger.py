@@ -46,6 +46,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_canvas")),
     )
     op.create_table(
+        "news",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at_us", sa.BigInteger(), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("began", sa.Boolean(), nullable=False),
+        sa.Column("sentence", sa.Text(), nullable=False),
+        sa.Column("told_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_news")),
+    )
+    op.create_index(
+        "ix_news_untold",
+        "news",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("told_us IS NULL"),
+        postgresql_where=sa.text("told_us IS NULL"),
+    )
+    op.create_table(
         "origin",
         sa.Column("id", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("host", sa.Text(), nullable=False),

@@ -1,0 +1,1 @@
+"""Telling people what has changed, through whatever Airflow already tells them with."""

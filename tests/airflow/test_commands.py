@@ -1,0 +1,203 @@
+"""`airflow criteo ...` as a shell sees it: sentences, tables and exit codes, against a real ledger and the sandbox."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from airflow.cli.cli_parser import get_parser
+from airflow.models import connection as metadata
+from airflow.sdk.configuration import conf
+from airflow.utils.db import initdb
+from airflow.utils.session import create_session
+from cryptography.fernet import Fernet
+
+from criteo_provider.sandbox.running import Sandbox, running_sandbox
+
+CANVAS = """
+name: Example
+owner: tests
+entry:
+  user_key: customer_id
+  source:
+    sql: {connection: shop, query: segments/all.sql, cursor: [updated_at, customer_id]}
+  identifiers: {email: email}
+  consent: {require: {ads_tracking_enabled: true}}
+steps:
+  - id: add
+    audience_sync: {operation: add, ad_account: "1001", audience: Everybody, fields: [email]}
+"""
+COLUMNS = "customer_id INTEGER PRIMARY KEY, email TEXT, ads_tracking_enabled INTEGER, updated_at TEXT"
+
+Airflow = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def metadata_database() -> None:
+    """An Airflow metadata database, as every deployment has one."""
+    initdb()
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running_sandbox() as running:
+        yield running
+
+
+@pytest.fixture
+def include(tmp_path: Path) -> Path:
+    for folder in ("canvases", "segments"):
+        (tmp_path / "include" / folder).mkdir(parents=True)
+    (tmp_path / "include" / "canvases" / "example.yaml").write_text(CANVAS)
+    (tmp_path / "include" / "segments" / "all.sql").write_text("SELECT * FROM customers")
+    return tmp_path / "include"
+
+
+@pytest.fixture
+def airflow(
+    metadata_database: None,
+    include: Path,
+    sandbox: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Airflow]:
+    """Run `airflow <words>` in this process; returns exit code and what was printed."""
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as shop:
+        shop.execute(f"CREATE TABLE customers ({COLUMNS})")
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+    monkeypatch.setenv("AIRFLOW__CRITEO__INCLUDE_FOLDER", str(include))
+    monkeypatch.setenv("AIRFLOW__CRITEO__LEDGER_PATH", str(tmp_path / "ledger.db"))
+    _forget_keys()
+    criteo = metadata.Connection(
+        conn_id="criteo_default",
+        conn_type="criteo",
+        host=sandbox.url,
+        login=sandbox.client_id,
+        password=sandbox.client_secret,
+    )
+    shop_connection = metadata.Connection(conn_id="shop", conn_type="sqlite", host=str(tmp_path / "shop.db"))
+    with create_session() as session:
+        session.query(metadata.Connection).delete()
+        session.add_all([criteo, shop_connection])
+
+    def run(*words: str) -> tuple[int, str]:
+        args = get_parser().parse_args(["criteo", *words])
+        try:
+            args.func(args)
+            code = 0
+        except SystemExit as ending:
+            code = int(ending.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    yield run
+    _forget_keys()
+
+
+def _forget_keys() -> None:
+    """Both halves of Airflow remember the Fernet key of their first use."""
+    from airflow.models.crypto import get_fernet as of_core
+    from airflow.sdk.crypto import get_fernet as of_tasks
+
+    of_core.cache_clear()
+    of_tasks.cache_clear()
+
+
+def test_sees_connections_made_in_the_ui(airflow: Airflow) -> None:
+    """`accounts check` finds a connection that is only in Airflow's database, and names what it lets us into."""
+    code, said = airflow("accounts", "check")
+    assert code == 0, said
+    assert "Example Shop" in said
+
+
+def test_a_wrong_secret_is_one_sentence(airflow: Airflow) -> None:
+    """A wrong secret is exit code 1 and a sentence that says what to do, and the secret is not in it."""
+    with create_session() as session:
+        session.query(metadata.Connection).filter_by(conn_id="criteo_default").one().set_password("not-it-4711")
+    code, said = airflow("accounts", "check")
+    assert code == 1
+    assert len(said.strip().splitlines()) == 1
+    assert "not-it-4711" not in said
+
+
+def test_a_missing_connection_names_itself(airflow: Airflow) -> None:
+    """A connection that does not exist is named, with the three ways to make one."""
+    code, said = airflow("accounts", "check", "--conn-id", "criteo_other")
+    assert code == 1
+    assert "there is no Airflow connection 'criteo_other'" in said
+    assert "AIRFLOW_CONN_CRITEO_OTHER" in said
+
+
+def test_accounts_list(airflow: Airflow) -> None:
+    """`accounts list` prints the consented ad accounts for scripts."""
+    code, said = airflow("accounts", "list", "--output", "json")
+    assert code == 0, said
+    assert {row["ad_account"]: row["name"] for row in json.loads(said)} == {
+        "1001": "Example Shop",
+        "1002": "Example Shop DE",
+    }
+
+
+def test_ledger_commands(airflow: Airflow) -> None:
+    """`db upgrade` makes the ledger, `db check` proves it, and doing either again changes nothing."""
+    for _ in range(2):
+        code, said = airflow("db", "upgrade")
+        assert (code, said.startswith("The ledger is at revision")) == (0, True), said
+    assert airflow("db", "check") == (0, "All laws hold: the numbers add up.\n")
+
+
+def test_status(airflow: Airflow) -> None:
+    """`status` has a row for each declared step with all seven metrics."""
+    airflow("preflight")
+    code, said = airflow("status", "--output", "json")
+    assert code == 0, said
+    (row,) = json.loads(said)
+    assert (row["canvas"], row["step"], row["audience"]) == ("example", "add", "Everybody")
+    counts = ("entered", "proceeded", "synced", "not_synced", "pending", "errored", "exited")
+    assert [row[name] for name in counts] == ["0"] * 7
+
+
+def test_preflight(airflow: Airflow) -> None:
+    """`preflight` is one line for each thing checked, all fine, exit code 0."""
+    code, said = airflow("preflight")
+    assert code == 0, said
+    assert all(line.startswith("ok") for line in said.strip().splitlines())
+    assert "canvas example: Example" in said
+    assert "connection criteo_default:" in said
+
+
+def test_preflight_of_a_broken_canvas(airflow: Airflow, include: Path) -> None:
+    """A broken canvas is a failed line with file, key and mend; the others are still checked."""
+    (include / "canvases" / "broken.yaml").write_text(CANVAS.replace("operation: add", "operation: ad"))
+    code, said = airflow("preflight")
+    assert code == 1
+    (failed,) = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert "include/canvases/broken.yaml: steps[0].audience_sync.operation (step add)" in failed
+    assert "canvas example: Example" in said
+    assert airflow("preflight", "example")[0] == 0
+
+
+def test_preflight_of_an_unreachable_source(airflow: Airflow, include: Path) -> None:
+    """A source that cannot be looked at is a failed line that names its canvas."""
+    (include / "segments" / "all.sql").write_text("SELECT * FROM nowhere")
+    code, said = airflow("preflight")
+    assert code == 1
+    (failed,) = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert "example" in failed
+
+
+def test_preflight_without_a_fernet_key(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a Fernet key nothing is stored in plain text: the connection's line says which setting is missing."""
+    monkeypatch.setenv("AIRFLOW_CONN_CRITEO_DEFAULT", "criteo://a:b@")
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "")
+    _forget_keys()
+    assert not conf.get("core", "fernet_key")
+    code, said = airflow("accounts", "check")
+    assert code == 1
+    assert "fernet_key" in said

@@ -1,0 +1,119 @@
+"""A nursery of uploading processes, forked on demand and killed by `test_crashes.py`.
+
+It reads verbs from its standard input: ``fork`` starts a process that drains until it is killed and answers its
+id; ``reap <id>`` answers how that one ended. It has no thread and no open database of its own when it forks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+
+from criteo_provider import wiring
+from criteo_provider.core.ports import Json, Look, Page, Seen, Source
+from criteo_provider.criteo_api import auth
+from criteo_provider.criteo_api.client import CriteoClient
+from criteo_provider.criteo_api.line import ClientSettings
+from criteo_provider.flow import enter, resolve, upload
+from criteo_provider.store.engine import open_engine
+from tests.flow.shop import Sealer, Shop, open_house
+
+PAGE_ROWS = 30
+# A process that nobody kills ends by itself.
+LIFE_S = 100
+
+
+class SmallPages:
+    """A source in small pages, so that there are many transactions to die in."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def is_ahead(self, position: Json, seen: Seen) -> bool:
+        return self._source.is_ahead(position, seen)
+
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+        return self._source.pages(position, max_rows=min(max_rows, PAGE_ROWS), seen=seen)
+
+    def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
+        return self._source.recheck(look)
+
+
+def hurry() -> None:
+    """Shorten every lease, in the proportions they have: what a dead process held is free again within seconds."""
+    enter.CURSOR_LEASE_S = 0.3
+    enter.SEAL_WITHIN_S = 0.0
+    upload.LOOK_EVERY_S = 0.05
+    resolve.RESOLVER_LEASE_S = 1.0
+    auth.LEASE_S = 1.0
+    wiring.LEASE_MARGIN_S = 0.4
+    brisk = partial(ClientSettings, connect_s=0.2, pool_s=0.2, read_s=0.6, write_s=0.6, deadline_s=0.6)
+    wiring.ClientSettings = brisk  # type: ignore[misc, assignment]
+    # The sandbox speaks plain HTTP: reading the system's certificates would take longer than most lives here.
+    wiring.CriteoClient = lambda *parts, **more: CriteoClient(  # type: ignore[misc, assignment]
+        *parts, **more, transport=httpx.HTTPTransport(verify=False)
+    )
+
+
+def drain_until_killed(task: dict[str, str]) -> NoReturn:
+    """Drain, as either DAG does in turn, until killed; a process that ends by itself has found a bug."""
+    try:
+        os.dup2(os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+        signal.alarm(LIFE_S)
+        shop = Shop(Path(task["shop"]))
+        house = open_house(
+            Path(task["include"]),
+            task["ledger"],
+            task["criteo"],
+            lambda canvas: SmallPages(shop.source(canvas)),
+            cipher=Sealer(task["key"].encode()),
+        )
+        house.waiting()
+        (Path(task["at_work"]) / str(os.getpid())).touch()
+        while True:
+            house.drain("fresh", stop=threading.Event(), max_s=2.0)
+            house.drain("retry", stop=threading.Event(), max_s=2.0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def main() -> None:
+    """Fork and reap until the input ends, then leave nobody behind."""
+    task = json.loads(sys.argv[1])
+    hurry()
+    # Import here what every child would have to import again; nothing is connected yet.
+    httpx.HTTPTransport(verify=False).close()
+    open_engine(task["ledger"]).dispose()
+    alive: set[int] = set()
+    for line in sys.stdin:
+        verb, *words = line.split()
+        if verb == "fork":
+            answer = os.fork()
+            if answer == 0:
+                drain_until_killed(task)
+            alive.add(answer)
+        else:
+            _, status = os.waitpid(int(words[0]), 0)
+            alive.discard(int(words[0]))
+            answer = os.waitstatus_to_exitcode(status)
+        print(answer, flush=True)
+    for pid in alive:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

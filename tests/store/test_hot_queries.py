@@ -1,0 +1,149 @@
+"""What runs many times a second finds its rows by index: its cost follows what is due, not what has ever been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, insert, select, text
+
+from criteo_provider.core.model import Role, Status
+from criteo_provider.core.outcome import Refused
+from criteo_provider.store.engine import writing
+from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, stage_exception, upload
+from tests.world import World, canvas, crowd, step
+
+SETTLED = 10_000
+BIG = ("part", "request", "chunk", "identifiers", "upload", "stage", "stage_exception", "metric")
+PARTIAL = ("ix_part_open", "ix_part_request", "ix_part_deadline", "ix_stage_waiting", "ix_request_in_flight")
+
+
+@pytest.fixture
+def old(world: World) -> World:
+    """A ledger with ten thousand settled parts behind it, and one open part."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed)
+    with writing(world.engine) as connection:
+        for table in (chunk, identifiers, stage, upload, part, request):
+            made = dict(connection.execute(select(table)).one()._mapping)
+            rows = [{**made, **_later(table.name, number)} for number in range(2, SETTLED + 2)]
+            connection.execute(insert(table), rows)
+        alike = {"first": 0, "last": 1, "status": Status.SYNCED}
+        connection.execute(insert(stage_exception), [{"stage_id": number, **alike} for number in range(1, SETTLED)])
+        for made in connection.execute(select(metric)).all():
+            values = {**made._mapping, "value": made.value * SETTLED}
+            values.pop("id")
+            connection.execute(insert(metric), [values])
+        if world.engine.dialect.name == "postgresql":
+            for table in (chunk, stage, upload, part, request):
+                names = {"name": table.name}
+                connection.execute(text(f"SELECT setval(pg_get_serial_sequence(:name, 'id'), {SETTLED + 9})"), names)
+        connection.execute(text("ANALYZE"))
+    world.pass_time(10)
+    world.enter("vip", crowd(range(10, 13)))
+    return world
+
+
+def _later(table: str, number: int) -> dict[str, int]:
+    """What tells the ``number``-th row of a table from the first."""
+    ids = {
+        "identifiers": {"chunk_id": number},
+        "stage": {"chunk_id": number},
+        "upload": {"stage_id": number},
+        "part": {"chunk_id": number, "stage_id": number, "upload_id": number, "request_id": number},
+    }
+    return ids.get(table, {}) | ({} if table == "identifiers" else {"id": number})
+
+
+class Plans:
+    """The plans of all statements an engine is asked to run."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.told: list[tuple[str, list[str]]] = []
+
+    def note(self, _connection: Any, cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
+        """Ask for the plan of a statement before it runs, with its real parameters."""
+        if many or not statement.lstrip().startswith(("SELECT", "UPDATE", "DELETE")):
+            return
+        prefix = "EXPLAIN QUERY PLAN " if self._engine.dialect.name == "sqlite" else "EXPLAIN "
+        cursor.execute(prefix + statement, parameters)
+        self.told.append((statement, [str(row[-1]) for row in cursor.fetchall()]))
+
+    def scans(self) -> list[str]:
+        """Statements that read a big table, or an index of all its rows, from end to end; then forget them."""
+        told, self.told = self.told, []
+        return [f"{line}\n{statement}" for statement, plan in told for line in plan if _reads_all(line)]
+
+
+def _reads_all(line: str) -> bool:
+    sign, _, rest = line.strip().removeprefix("->").strip().partition("(cost=")[0].partition(" ")
+    if sign == "Seq":
+        return rest.split()[2] in BIG  # Scan on <table>
+    if sign != "SCAN":
+        return False
+    # SQLite says SCAN also where it reads one partial index, which holds only what is open.
+    return rest.split()[0] in BIG and not any(name in rest for name in PARTIAL)
+
+
+@pytest.fixture
+def plans(old: World) -> Iterator[Plans]:
+    """The plans of what a test does."""
+    plans = Plans(old.engine)
+    event.listen(old.engine, "before_cursor_execute", plans.note)
+    yield plans
+    event.remove(old.engine, "before_cursor_execute", plans.note)
+
+
+def claim(world: World) -> None:
+    """Claim, and come back for an expired claim."""
+    assert world.claim(lease_s=1) is not None
+    world.pass_time(2)
+    assert world.claim() is not None
+
+
+def settle_refused(world: World) -> None:
+    """Settle a refusal, which is narrowed."""
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, Refused("invalid", "Criteo refuses the content."))
+
+
+def settle(world: World) -> None:
+    """Settle what was accepted."""
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed)
+
+
+HOT: dict[str, Callable[[World], Any]] = {
+    "claim": claim,
+    "claim nothing": lambda world: world.claim(Role.RETRY),
+    "settle": settle,
+    "settle refused": settle_refused,
+    "sweep": lambda world: world.ledger.sweep(now_us=world.now_us),
+    "due steps": lambda world: world.ledger.enter_due_steps(now_us=world.now_us),
+    "open work": lambda world: world.ledger.open_work(now_us=world.now_us),
+    "first attempts": lambda world: world.ledger.first_attempts_wait(now_us=world.now_us),
+    "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
+    "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),
+}
+
+
+def test_hot_verbs_read_no_table_from_end_to_end(old: World, plans: Plans) -> None:
+    """Ten thousand settled parts are not looked at by what happens all the time."""
+    scans: dict[str, list[str]] = {}
+    for verb, run in HOT.items():
+        old.enter("vip", crowd(range(10, 13)))
+        plans.told.clear()
+        run(old)
+        assert plans.told, verb
+        if found := plans.scans():
+            scans[verb] = found
+        while (left := old.claim()) is not None:
+            old.settle(left)
+    assert scans == {}

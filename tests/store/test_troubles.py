@@ -1,0 +1,75 @@
+"""Troubles are told of once when they begin and once when they are over."""
+
+from __future__ import annotations
+
+from criteo_provider.core.outcome import AccessLost, AudienceGone, Unavailable
+from tests.world import World, canvas, crowd, step
+
+LOST = AccessLost("connection", "token-refused", "Criteo refuses the access token.")
+GONE = AudienceGone("audience-gone", "The audience is not at Criteo any more.")
+
+
+def fail(world: World, outcome: AccessLost | AudienceGone | Unavailable) -> None:
+    """Let the next request end like this."""
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, outcome)
+
+
+def test_a_lasting_trouble_is_told_once_and_its_end_once(world: World) -> None:
+    """However many probes fail, there is one message when it began and one when it is over."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, LOST)
+    assert world.ledger.take_news(now_us=world.now_us) == [
+        "Trouble with connection criteo_default: Criteo refuses the access token."
+    ]
+    for _ in range(4):
+        world.pass_time(16 * 60)
+        claimed = world.claim() or world.claim_retry()
+        assert claimed is not None
+        world.settle(claimed, LOST)
+        assert world.ledger.take_news(now_us=world.now_us) == []
+    world.pass_time(16 * 60)
+    claimed = world.claim_retry()
+    assert claimed is not None
+    world.settle(claimed)
+    told = world.ledger.take_news(now_us=world.now_us)
+    assert len(told) == 1
+    assert told[0].startswith("Over, connection criteo_default works again.")
+    assert world.ledger.take_news(now_us=world.now_us) == []
+
+
+def test_an_audience_is_named_as_people_name_it(world: World) -> None:
+    """The message about a deleted audience carries its name, not the ledger's number for it."""
+    world.declare(canvas("vip", step("add", audience="Best customers")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, GONE)
+    assert "audience 'Best customers'" in world.ledger.take_news(now_us=world.now_us)[0]
+
+
+def test_people_given_up_are_news(world: World) -> None:
+    """When the patience is over, somebody is told, once."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, Unavailable("http-500", "Criteo's servers have trouble.", maybe_applied=False))
+    assert world.ledger.take_news(now_us=world.now_us) == []
+    world.pass_time(14 * 3600)
+    world.ledger.sweep(now_us=world.now_us)
+    world.ledger.sweep(now_us=world.now_us)
+    assert len(world.ledger.take_news(now_us=world.now_us)) == 1
+
+
+def test_a_source_that_works_again_is_told(world: World) -> None:
+    """A source's trouble begins with its sentence and ends when it could be read."""
+    world.declare(canvas("vip", step("add")))
+    world.ledger.source_failed("vip", "The query has no column 'email'.", now_us=world.now_us)
+    world.ledger.source_failed("vip", "The query has no column 'email'.", now_us=world.now_us)
+    assert not world.ledger.may_probe("source", "vip", now_us=world.now_us)
+    world.ledger.healed("source", "vip", now_us=world.now_us)
+    world.ledger.healed("source", "vip", now_us=world.now_us)
+    told = world.ledger.take_news(now_us=world.now_us)
+    assert told == [
+        "Trouble with source vip: The query has no column 'email'.",
+        "Over, source vip works again. It was: The query has no column 'email'.",
+    ]
