@@ -5,10 +5,10 @@ INSTALLED := .venv/.installed
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help venv run test fast check lock clean
+.PHONY: help venv run add-person backfill test fast check lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## make .venv with everything pinned, by hash (the other targets do it when needed)
 
@@ -24,6 +24,12 @@ $(INSTALLED): requirements-dev.txt pyproject.toml
 
 run: $(INSTALLED) ## Airflow, the sandbox and 100,000 example people; ONCE=1 ends when everyone is settled
 	@.venv/bin/python scripts/run.py $(if $(ONCE),--once)
+
+add-person: $(INSTALLED) ## while `make run` is up: add somebody and see how soon Criteo has them
+	@.venv/bin/python scripts/run.py --add-person
+
+backfill: $(INSTALLED) ## while `make run` is up: add a million people to the example shop
+	@.venv/bin/python include/example_data.py add 1000000
 
 test: $(INSTALLED) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
 	@pytest -n 2 $(T)

@@ -88,9 +88,7 @@ def test_the_import_contracts_are_kept(copied_project: Path) -> None:
         ("hooks", "import criteo_provider.sandbox", "only the command line starts the sandbox"),
     ],
 )
-def test_a_planted_import_breaks_its_contract(
-    copied_project: Path, floor: str, planted: str, contract: str
-) -> None:
+def test_a_planted_import_breaks_its_contract(copied_project: Path, floor: str, planted: str, contract: str) -> None:
     """An import that points the wrong way is refused by the contract that names it."""
     (copied_project / "plugins/criteo_provider" / floor / "planted.py").write_text(planted + "\n")
     done = lint_imports(copied_project)
@@ -117,8 +115,7 @@ def test_the_core_imports_the_standard_library_only() -> None:
             foreign |= {
                 f"{room.name}: {name}"
                 for name in names
-                if name.partition(".")[0] not in sys.stdlib_module_names
-                and not name.startswith("criteo_provider.core")
+                if name.partition(".")[0] not in sys.stdlib_module_names and not name.startswith("criteo_provider.core")
             }
     assert rooms("core")
     assert not foreign

@@ -119,7 +119,9 @@ def test_every_user_is_settled_once_however_often_processes_are_killed(ledger_ur
         house.close()
 
 
-def kill_at_random(workers: Nursery, shop: Shop, ledger: Ledger, chance: random.Random, first: list[Person]) -> list[Person]:
+def kill_at_random(
+    workers: Nursery, shop: Shop, ledger: Ledger, chance: random.Random, first: list[Person]
+) -> list[Person]:
     """Kill and replace one process after another while people arrive; return who arrived."""
     people = [*first]
     late: list[Person] = []
