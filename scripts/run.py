@@ -239,7 +239,7 @@ def _run_in(place: Path, args: argparse.Namespace) -> int:
         if args.once:
             return 0 if good else 1
         say(f"Airflow stays at {run.airflow.url} until Ctrl-C. Add somebody from another terminal:")
-        say("  .venv/bin/python scripts/run.py --add-person")
+        say("  make add-person        (make backfill adds a million first)")
         while True:
             household.check()
             time.sleep(1)

@@ -235,3 +235,16 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert keys(source(tmp_path, "{python: {callable: my_segments.people, cursor: customer_id}}")) == ["1", "2", "3"]
+
+
+def test_a_token_under_another_fernet_key_is_a_value_error() -> None:
+    """The cipher says in its port's words that a secret was encrypted under a key Airflow no longer has."""
+    from cryptography.fernet import Fernet
+
+    from criteo_provider.hooks.airflow_inside import FernetCipher
+
+    old, new = (FernetCipher(Fernet(key), key.decode()) for key in (Fernet.generate_key(), Fernet.generate_key()))
+    with pytest.raises(ValueError, match="another Fernet key"):
+        new.decrypt(old.encrypt(b"made-up token"))
+    assert old.key_id() != new.key_id()
+    assert new.decrypt(new.encrypt(b"made-up token")) == b"made-up token"

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import yaml
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, InvalidToken
 
 from criteo_provider.core.ports import Source
 from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
@@ -109,7 +109,10 @@ class Sealer:
         return self._fernet.encrypt(plain)
 
     def decrypt(self, secret: bytes) -> bytes:
-        return self._fernet.decrypt(secret)
+        try:
+            return self._fernet.decrypt(secret)
+        except InvalidToken:
+            raise ValueError("another key") from None
 
     def key_id(self) -> str:
         return "test-key"

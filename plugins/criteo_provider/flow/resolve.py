@@ -21,6 +21,8 @@ class AudienceLedger(Protocol):
         self, connection_id: str, ad_accounts: Collection[str], *, now_us: int, lease_s: float
     ) -> list[tuple[int, str, str, bool]]: ...
 
+    def give_back_audiences(self, audience_ids: Collection[int]) -> None: ...
+
     def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None: ...
 
     def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool: ...
@@ -48,7 +50,7 @@ def resolve_audiences(
         connection_id, ad_accounts, now_us=now_us(), lease_s=RESOLVER_LEASE_S
     )
     known = 0
-    for audience_id, ad_account, name, may_create in wanted:
+    for number, (audience_id, ad_account, name, may_create) in enumerate(wanted):
         try:
             criteo_id, created = _look_up(desk, ad_account, name, may_create=may_create)
         except AccessLost as error:
@@ -57,6 +59,7 @@ def resolve_audiences(
         except (Refused, AudienceGone, Unavailable) as error:
             ledger.trouble("audience", str(audience_id), code=error.code, sentence=str(error), now_us=now_us())
         except Busy:
+            ledger.give_back_audiences([one[0] for one in wanted[number:]])
             return known
         else:
             ledger.resolved(audience_id, criteo_id, created=created, now_us=now_us())

@@ -72,8 +72,13 @@ class FernetCipher:
         return bytes(self._fernet.encrypt(clear))
 
     def decrypt(self, sealed: bytes) -> bytes:
-        """Decrypt with whichever of the configured keys fits."""
-        return bytes(self._fernet.decrypt(sealed))
+        """Decrypt with whichever of the configured keys fits; raise ValueError when none does."""
+        from cryptography.fernet import InvalidToken
+
+        try:
+            return bytes(self._fernet.decrypt(sealed))
+        except InvalidToken:
+            raise ValueError("encrypted under another Fernet key") from None
 
     def key_id(self) -> str:
         """Return a short fingerprint that names the key without showing it."""

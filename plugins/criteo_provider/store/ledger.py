@@ -222,6 +222,11 @@ class Ledger:
 
         return self._write(verb)
 
+    def give_back_audiences(self, audience_ids: Collection[int]) -> None:
+        """Let others look for these audiences again at once."""
+        given_back = update(audience).where(audience.c.id.in_(audience_ids)).values(resolver_until_us=0)
+        self._write(lambda connection: connection.execute(given_back))
+
     def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None:
         """Remember under which id Criteo knows an audience."""
 
@@ -243,9 +248,9 @@ class Ledger:
             new = troubles.open_trouble(connection, scope, key, code=code, sentence=sentence, now_us=now_us)
             if not new:
                 troubles.put_off_probe(connection, scope, key, now_us=now_us)
-            if scope == "audience":
-                query = update(audience).where(audience.c.id == int(key)).values(resolver_until_us=0)
-                connection.execute(query)
+            # The trouble holds these audiences back from now on; nobody is looking for them any more.
+            held = troubles.audiences_of(scope, key)
+            connection.execute(update(audience).where(audience.c.id.in_(held)).values(resolver_until_us=0))
             return new
 
         return self._write(verb)

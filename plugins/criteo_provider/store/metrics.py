@@ -46,9 +46,8 @@ class StepNumbers:
 
 @dataclass(frozen=True, slots=True)
 class OpenWork:
-    """How much is still to be done: people pending in steps reached, and what could be sent now."""
+    """How much is still to be done: what could be sent now, and what has to happen first."""
 
-    pending: int
     due_fresh: int
     due_retry: int
     due_steps: int
@@ -127,11 +126,6 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
         resolved = resolved.where(~stopped(now_us))
     waiting = stage.c.state == StageState.WAITING
     return OpenWork(
-        pending=connection.execute(
-            select(func.coalesce(func.sum(stage.c.pending), 0))
-            .join(step, step.c.id == stage.c.step_id)
-            .where(step.c.declared)
-        ).scalar_one(),
         due_fresh=connection.execute(resolved.where(sendable(Role.FRESH, now_us))).scalar_one(),
         due_retry=connection.execute(resolved.where(sendable(Role.RETRY, now_us))).scalar_one(),
         due_steps=connection.execute(

@@ -121,7 +121,7 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.state == PartState.OPEN,
                 part.c.due_us <= now_us,
                 part.c.deadline_us.is_(None),
-                part.c.audience_id.in_(audiences_of(row)),
+                part.c.audience_id.in_(audiences_of(row.scope, row.key)),
                 part.c.step_id.in_(select(step.c.id).where(step.c.declared)),
             )
             .values(deadline_us=literal(now_us, BigInteger) + _patience(), reason=row.sentence)

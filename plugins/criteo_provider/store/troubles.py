@@ -115,15 +115,15 @@ def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, 
     }
 
 
-def audiences_of(row: Row[Any]) -> Select[tuple[int]]:
+def audiences_of(scope: str, key: str) -> Select[tuple[int]]:
     """Select the audiences a trouble holds back."""
     ids = select(audience.c.id)
-    match row.scope:
+    match scope:
         case "connection":
-            return ids.where(audience.c.connection_id == row.key)
+            return ids.where(audience.c.connection_id == key)
         case "ad_account":
-            return ids.where(audience.c.connection_id + "/" + audience.c.ad_account == row.key)
+            return ids.where(audience.c.connection_id + "/" + audience.c.ad_account == key)
         case "audience":
-            return ids.where(audience.c.id == int(row.key))
+            return ids.where(audience.c.id == int(key))
         case _:  # a source's trouble holds nobody back who has entered
             return ids.where(false())

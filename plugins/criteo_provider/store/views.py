@@ -34,11 +34,10 @@ JOIN step ON step.id = stage.step_id
 JOIN chunk ON chunk.id = stage.chunk_id
 CROSS JOIN LATERAL json_array_elements_text(chunk.user_keys::json)
   WITH ORDINALITY AS people(user_key, ordinal)
-LEFT JOIN LATERAL (
-    SELECT found.status, found.reason FROM stage_exception AS found
-    WHERE found.stage_id = stage.id AND found.first < people.ordinal AND found.last >= people.ordinal
-    LIMIT 1
-) AS exception ON true
+LEFT JOIN (
+    SELECT found.stage_id, found.status, found.reason, generate_series(found.first, found.last - 1) AS ordinal
+    FROM stage_exception AS found
+) AS exception ON exception.stage_id = stage.id AND exception.ordinal = people.ordinal - 1
 WHERE stage.state = 1
 """
 
