@@ -37,7 +37,8 @@ class Household:
         self._sessions: set[int] = set()
 
     def __enter__(self) -> Household:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # SIGINT too: a process started in the background inherits it as ignored.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, _stop)
         return self
 

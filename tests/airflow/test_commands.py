@@ -163,6 +163,17 @@ def test_status(airflow: Airflow) -> None:
     assert [row[name] for name in counts] == ["0"] * 7
 
 
+def test_drop_takes_only_what_no_file_declares(airflow: Airflow, include: Path) -> None:
+    """A declared step is not dropped, and the sentence says so; when its file is gone it is."""
+    airflow("preflight")
+    code, said = airflow("drop", "example", "add")
+    assert (code, said) == (1, "No such step is held: a declared step is not dropped. Held now: none.\n")
+    (include / "canvases" / "example.yaml").unlink()
+    code, said = airflow("drop", "example", "add")
+    assert code == 0, said
+    assert said.startswith("Step add of canvas example is dropped")
+
+
 def test_preflight(airflow: Airflow) -> None:
     """`preflight` is one line for each thing checked, all fine, exit code 0."""
     code, said = airflow("preflight")

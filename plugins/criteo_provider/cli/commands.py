@@ -95,6 +95,20 @@ def status(args: Namespace) -> bool:
 
 
 @_command
+def drop(args: Namespace) -> bool:
+    """Give up the people of a step that is no longer declared."""
+    with closing(open_house()) as house:
+        closed = house.drop(args.canvas, args.step)
+        held = {(one.canvas, one.step) for one in house.numbers() if not one.declared}
+        if (args.canvas, args.step) not in held:
+            names = ", ".join(sorted(f"{canvas} {step}" for canvas, step in held)) or "none"
+            print(f"No such step is held: a declared step is not dropped. Held now: {names}.", file=sys.stderr)
+            return False
+    print(f"Step {args.step} of canvas {args.canvas} is dropped; {closed} uploads were closed, nobody of it is sent.")
+    return True
+
+
+@_command
 def preflight(args: Namespace) -> bool:
     """Check everything people need to be synced: one line each."""
     good = True

@@ -17,6 +17,8 @@ _CONN_ID = Arg(
     ("--conn-id",), default="criteo_default", help="Airflow connection of type criteo (default: criteo_default)"
 )
 _CANVAS = Arg(("canvas",), nargs="?", help="only this canvas (the name of its file without .yaml)")
+_CANVAS_OF_STEP = Arg(("canvas",), help="the canvas the step was declared in")
+_STEP = Arg(("step",), help="the id of the step that is no longer declared")
 _PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
 
 
@@ -41,6 +43,13 @@ def get_cli_commands() -> list[CLICommand]:
                 ),
                 GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
                 GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
+                ActionCommand(
+                    name="drop",
+                    help="give up the people held in a step that no file declares any more (restoring the step "
+                    "lets them go on instead)",
+                    func=_lazy("drop"),
+                    args=(_CANVAS_OF_STEP, _STEP, ARG_VERBOSE),
+                ),
                 ActionCommand(
                     name="sandbox",
                     help="run a Criteo on this machine until Ctrl-C",
