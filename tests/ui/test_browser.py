@@ -245,6 +245,19 @@ def test_alone_in_a_window(login: Login, airflow: str) -> None:
     keep_picture(page, "audiences_alone_dark")
 
 
+def test_no_ledger_here(login: Login, airflow: str) -> None:
+    """Where this API server has no ledger, the page says why instead of showing zeros."""
+    page = login()
+    why = "The ledger file was made on another host. Create the Airflow connection `criteo_ledger`."
+    nothing = {"as_of": "2027-01-15T08:00:00Z", "problems": [], "canvases": [], "notes": [], "refresh_s": 5}
+    page.route("**/api/steps", lambda route: route.fulfill(json={**nothing, "no_ledger": why}))
+    page.goto(f"{airflow}/audience-sync/")
+    expect(page.get_by_role("region", name="No ledger here")).to_contain_text(why)
+    expect(page.get_by_role("status")).to_have_text("No numbers can be shown.")
+    expect(page.get_by_role("table")).to_be_hidden()
+    keep_picture(page, "no_ledger")
+
+
 def test_a_session_that_ends(login: Login, airflow: str) -> None:
     """When the session ends the numbers stay, the page says so, and leads out of the frame to sign in."""
     page = login(trouble_expected=True)

@@ -45,7 +45,8 @@ def shown(*troubles: Trouble, files: Canvases = NO_FILES, place: Place = PLACE, 
         (
             {"declared": False, "pending": 1_000, "waiting": 2},
             "paused",
-            "paused (no longer declared): 1,002 people are held until the step is declared again",
+            "paused (no longer declared): 1,002 people are held. Declare the step again, "
+            "or give them up with `airflow criteo drop offer add_them`.",
         ),
     ],
 )

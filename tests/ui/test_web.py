@@ -26,9 +26,9 @@ print(sorted({"fastapi", "airflow.api_fastapi", "criteo_provider.ui.web", "crite
 """
 
 
-def dependencies(dependant: Any) -> Iterator[Any]:
-    yield dependant.call
-    for each in dependant.dependencies:
+def dependencies(needed: Any) -> Iterator[Any]:
+    yield needed.call
+    for each in needed.dependencies:
         yield from dependencies(each)
 
 
@@ -39,7 +39,9 @@ def test_every_route_wants_a_signed_in_user(pages: FastAPI) -> None:
     assert [route.path for route in static] == ["/static"]
     assert {route.path for route in routes} == {"/", "/api/steps"}
     assert len(static) + len(routes) == len(pages.routes)
-    assert [route.path for route in routes if get_user not in dependencies(route.dependant)] == []
+    assert [
+        route.path for route in routes if get_user not in dependencies(route.dependant)
+    ] == []  # codespell:ignore dependant
 
 
 @pytest.mark.parametrize("path", [PAGE, DATA])

@@ -131,7 +131,8 @@ def state_of(step: StepNumbers, place: Place, troubles: Iterable[Trouble]) -> St
     sentences = [trouble.sentence for trouble in troubles if (trouble.scope, trouble.key) in keys]
     if not step.declared:
         held = step.pending + step.waiting
-        mend = f": {held:,} people are held until the step is declared again" if held else ""
+        command = f"`airflow criteo drop {step.canvas} {step.step}`"
+        mend = f": {held:,} people are held. Declare the step again, or give them up with {command}." if held else ""
         return State("paused", f"paused (no longer declared){mend}")
     if sentences:
         return State("trouble", " ".join(sentences))
