@@ -10,7 +10,7 @@ from criteo_provider.core.identifiers import Form, to_wire
 from criteo_provider.core.model import Operation, PartState
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.engine import reading
-from criteo_provider.store.intents import part_values
+from criteo_provider.store.intents import values_of
 from criteo_provider.store.schema import audience, part
 
 
@@ -43,9 +43,8 @@ def _members(ledger: Engine, audience_id: int) -> set[tuple[Form, bytes]]:
     members: set[tuple[Form, bytes]] = set()
     with reading(ledger) as connection:
         accepted = select(part).where(part.c.audience_id == audience_id, part.c.state == PartState.ACCEPTED)
-        for row in list(connection.execute(accepted.order_by(part.c.intent_us, part.c.id))):
-            values = part_values(connection, row.chunk_id, row.form, row.spans)
-            touched = {(Form(row.form), value) for value, _ in values}
+        for row in list(connection.execute(accepted.order_by(part.c.intent_us, part.c.upload_id))):
+            touched = {(Form(row.form), value) for value in values_of(connection, row)}
             members = members | touched if row.operation == Operation.ADD else members - touched
     return members
 

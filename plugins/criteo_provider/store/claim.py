@@ -188,7 +188,8 @@ def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, 
         if wanted.operation.opposite.value not in in_flight.get(wanted.audience_id, ()):
             return wanted
         # The other sign is in flight: nobody else of this audience may start until this sign had its turn.
-        if wanted.turn != wanted.operation.value or wanted.turn_until_us < now_us:
+        # It keeps its turn as long as somebody at work waits for it, however slow Criteo is.
+        if wanted.turn != wanted.operation.value or wanted.turn_until_us < now_us + TURN_US // 2:
             connection.execute(
                 update(audience)
                 .where(audience.c.id == wanted.audience_id)

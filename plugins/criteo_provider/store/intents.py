@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, insert, or_, select, update
@@ -25,28 +25,31 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     rivals = _later_opposites(connection, rows)
     if not rivals:
         return list(rows)
+    overtaken: dict[int, set[int]] = {row.id: set() for row in rows}
+    own = {row.id: values_of(connection, row) for row in rows}
+    for rival in rivals:
+        facing = [
+            row
+            for row in rows
+            if rival.form == row.form
+            and (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)
+            and (rival.attempts or row.attempts)
+        ]
+        if not facing:
+            continue
+        # One rival at a time: memory stays flat however many there are.
+        theirs = set(values_of(connection, rival))
+        for row in facing:
+            if not theirs.isdisjoint(own[row.id]):
+                named = theirs.intersection(own[row.id])
+                overtaken[row.id].update(people_of(connection, row.chunk_id, row.form, row.spans, named))
     kept: list[int] = []
     touched: set[int] = set()
-    known: dict[tuple[int, str, str], set[bytes]] = {}
     for row in rows:
-        rival_values: set[bytes] = set()
-        for rival in rivals:
-            later = (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)
-            if rival.form == row.form and later and (rival.attempts or row.attempts):
-                key = (rival.chunk_id, rival.form, rival.spans)
-                if key not in known:
-                    known[key] = set(dict(part_values(connection, *key)))
-                rival_values |= known[key]
-        overtaken = [
-            ordinal
-            for value, ordinals in part_values(connection, row.chunk_id, row.form, row.spans)
-            if value in rival_values
-            for ordinal in ordinals
-        ]
-        if overtaken:
+        if overtaken[row.id]:
             touched.add(row.stage_id)
-            _close(connection, row, from_ordinals(overtaken))
-        if len(overtaken) < row.identifiers:
+            _close(connection, row, from_ordinals(overtaken[row.id]))
+        if len(overtaken[row.id]) < row.identifiers:
             kept.append(row.id)
     refold(connection, touched, cause="superseded", now_us=now_us)
     if not touched:
@@ -55,20 +58,33 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     return [current[part_id] for part_id in kept]
 
 
-def part_values(connection: Connection, chunk_id: int, form: str, spans: str) -> list[tuple[bytes, tuple[int, ...]]]:
-    """Return the stored values of a part, each with the ordinals of the people who have it."""
+def people_of(
+    connection: Connection, chunk_id: int, form: str, spans: str, named: Collection[bytes]
+) -> dict[int, bytes]:
+    """Return who of a part has one of the ``named`` values: ordinal to value."""
+    present, values = _stored(connection, chunk_id, form)
+    stretches = slots(present, spans_from_text(spans))
+    return {
+        ordinal_at(present, index): values[index]
+        for first, last in stretches
+        for index in range(first, last)
+        if values[index] in named
+    }
+
+
+def values_of(connection: Connection, row: Row[Any]) -> list[bytes]:
+    """Return the stored values of a part, in order, duplicates included."""
+    present, values = _stored(connection, row.chunk_id, row.form)
+    return [value for first, last in slots(present, spans_from_text(row.spans)) for value in values[first:last]]
+
+
+def _stored(connection: Connection, chunk_id: int, form: str) -> tuple[Sequence[Span], list[bytes]]:
     found = connection.execute(
         select(identifiers.c.present, identifiers.c.packed).where(
             identifiers.c.chunk_id == chunk_id, identifiers.c.form == form
         )
     ).one()
-    present = spans_from_text(found.present)
-    values = forms.decode(bytes(found.packed), forms.Form(form))
-    people: dict[bytes, list[int]] = {}
-    for first, last in slots(present, spans_from_text(spans)):
-        for index in range(first, last):
-            people.setdefault(values[index], []).append(ordinal_at(present, index))
-    return [(value, tuple(ordinals)) for value, ordinals in people.items()]
+    return spans_from_text(found.present), forms.decode(bytes(found.packed), forms.Form(form))
 
 
 def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> None:

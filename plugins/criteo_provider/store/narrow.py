@@ -37,8 +37,10 @@ def narrow(
     """Cut the parts of a refused request in two groups that are sent one by one, or end or put off what is left."""
     if not rows:
         return
-    root = rows[0].narrow_root or claimed.request_id
-    level = rows[0].narrow_level
+    root, level = rows[0].narrow_root or claimed.request_id, rows[0].narrow_level
+    if level == WHOLE and code == "accepted":
+        # The refusal of the whole is over: what is looked for now is another matter, from its beginning.
+        root, level = claimed.request_id, 0
     if level == WHOLE:
         retry_later(connection, rows, now_us, jitter, sentence)
     elif len(rows) == 1 and rows[0].identifiers == 1:
@@ -48,7 +50,7 @@ def narrow(
     elif _calls(connection, root) + 2 > MAX_CALLS:
         retry_later(connection, rows, now_us, jitter, sentence, narrow_root=root)
     else:
-        _halve(connection, claimed, rows, root, now_us, sentence)
+        _halve(connection, claimed, rows, root, level, now_us, sentence)
 
 
 def _halve(
@@ -56,12 +58,13 @@ def _halve(
     claimed: ClaimedRequest,
     rows: Sequence[Row[Any]],
     root: int,
+    level: int,
     now_us: int,
     sentence: str,
 ) -> None:
     # A request is cut once, so its id makes two group names nobody else uses.
     front, back = 2 * claimed.request_id, 2 * claimed.request_id + 1
-    again = {"narrow_level": rows[0].narrow_level + 1, "narrow_root": root, "reason": sentence}
+    again = {"narrow_level": level + 1, "narrow_root": root, "reason": sentence}
     if len(rows) > 1:
         middle = len(rows) // 2
         reopen(connection, rows[:middle], now_us, attempts_back=1, narrow_group=front, **again)

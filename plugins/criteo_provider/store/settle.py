@@ -19,7 +19,7 @@ from criteo_provider.core.outcome import (
     Unavailable,
 )
 from criteo_provider.core.spans import from_ordinals, size
-from criteo_provider.store.intents import part_values, split
+from criteo_provider.store.intents import people_of, split
 from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
@@ -169,10 +169,10 @@ def _carve_out(connection: Connection, rows: Sequence[Row[Any]], sample: Sequenc
     for row in rows:
         form = forms.Form(row.form)
         named = {value for text in sample if (value := forms.from_wire(text, form)) is not None}
-        held = [pair for pair in part_values(connection, row.chunk_id, row.form, row.spans) if pair[0] in named]
+        held = people_of(connection, row.chunk_id, row.form, row.spans, named)
         if held:
-            found.update(value for value, _ in held)
-            people = from_ordinals(ordinal for _, ordinals in held for ordinal in ordinals)
+            found.update(held.values())
+            people = from_ordinals(held)
             if size(people) == row.identifiers:
                 connection.execute(update(part).where(part.c.id == row.id).values(values))
             else:
