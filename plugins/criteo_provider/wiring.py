@@ -129,6 +129,7 @@ class House:
                 ),
                 quiet_s=float(quiet_s) if chosen is Role.FRESH else 0.0,
                 stop=stop,
+                ending=ending,
                 max_s=max_s,
                 on_progress=on_progress,
             )

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from criteo_provider.criteo_api import auth
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.line import ClientSettings
 from criteo_provider.flow import enter, resolve, upload
+from criteo_provider.flow.upload import Upload
 from criteo_provider.store.engine import open_engine
 from tests.flow.shop import Sealer, Shop, open_house
 
-PAGE_ROWS = 30
+PAGE_ROWS = 25
 # A process that nobody kills ends by itself.
 LIFE_S = 100
 
@@ -50,7 +51,20 @@ class SmallPages:
         return self._source.recheck(look)
 
 
-def hurry() -> None:
+class MarkedUpload(Upload):
+    """An uploader that leaves a mark when it has claimed its first request, so that its killer can be cruel."""
+
+    marks: Path
+
+    def run(self, stop: threading.Event, busy: Callable[[], None]) -> None:
+        def marked() -> None:
+            (self.marks / str(os.getpid())).touch()
+            busy()
+
+        super().run(stop, marked)
+
+
+def hurry(marks: Path) -> None:
     """Shorten every lease, in the proportions they have: what a dead process held is free again within seconds."""
     enter.CURSOR_LEASE_S = 0.3
     enter.SEAL_WITHIN_S = 0.0
@@ -58,6 +72,8 @@ def hurry() -> None:
     resolve.RESOLVER_LEASE_S = 1.0
     auth.LEASE_S = 1.0
     wiring.LEASE_MARGIN_S = 0.4
+    MarkedUpload.marks = marks
+    wiring.Upload = MarkedUpload  # type: ignore[misc]
     brisk = partial(ClientSettings, connect_s=0.2, pool_s=0.2, read_s=0.6, write_s=0.6, deadline_s=0.6)
     wiring.ClientSettings = brisk  # type: ignore[misc, assignment]
     # The sandbox speaks plain HTTP: reading the system's certificates would take longer than most lives here.
@@ -79,8 +95,6 @@ def drain_until_killed(task: dict[str, str]) -> NoReturn:
             lambda canvas: SmallPages(shop.source(canvas)),
             cipher=Sealer(task["key"].encode()),
         )
-        house.waiting()
-        (Path(task["at_work"]) / str(os.getpid())).touch()
         while True:
             house.drain("fresh", stop=threading.Event(), max_s=2.0)
             house.drain("retry", stop=threading.Event(), max_s=2.0)
@@ -93,7 +107,7 @@ def drain_until_killed(task: dict[str, str]) -> NoReturn:
 def main() -> None:
     """Fork and reap until the input ends, then leave nobody behind."""
     task = json.loads(sys.argv[1])
-    hurry()
+    hurry(Path(task["at_work"]))
     # Import here what every child would have to import again; nothing is connected yet.
     httpx.HTTPTransport(verify=False).close()
     open_engine(task["ledger"]).dispose()

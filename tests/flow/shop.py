@@ -28,9 +28,17 @@ QUERY = "SELECT serial, person, email, maid, ads FROM people"
 
 @dataclass(frozen=True)
 class Person:
-    """Made-up person ``number``: one in 10 has no address, one in 3 a device, one in 7 did not say yes to ads."""
+    """Made-up person ``number``: one in 10 has no address, one in 3 a device, one in 7 did not say yes to ads.
+
+    A ``twin`` has address, device and consent of another number.
+    """
 
     number: int
+    twin: int | None = None
+
+    @property
+    def like(self) -> int:
+        return self.number if self.twin is None else self.twin
 
     @property
     def key(self) -> str:
@@ -38,15 +46,15 @@ class Person:
 
     @property
     def email(self) -> str | None:
-        return None if self.number % 10 == 0 else f"person.{self.number}@example.com"
+        return None if self.like % 10 == 0 else f"person.{self.like}@example.com"
 
     @property
     def device(self) -> str | None:
-        return str(uuid5(DEVICES, str(self.number))) if self.number % 3 == 0 else None
+        return str(uuid5(DEVICES, str(self.like))) if self.like % 3 == 0 else None
 
     @property
     def ads(self) -> int | None:
-        return None if self.number % 14 == 0 else int(self.number % 7 != 0)
+        return None if self.like % 14 == 0 else int(self.like % 7 != 0)
 
     @property
     def digest(self) -> str | None:

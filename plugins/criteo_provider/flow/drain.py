@@ -78,6 +78,7 @@ def drain(
     *,
     quiet_s: float,
     stop: threading.Event,
+    ending: threading.Event,
     max_s: float | None = None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Progress:
@@ -86,7 +87,6 @@ def drain(
     A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
     """
     began_s = time.monotonic()
-    ending = threading.Event()
     counts = _Counts()
     threads = [
         *(_thread(counts, ending, _read, reader, counts, ending) for reader in readers),

@@ -159,18 +159,24 @@ class Enter:
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> CursorHold:
         gathered = _Gathered()
         position: Json = hold.position  # type: ignore[assignment]
-        for page in self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen):
-            done.rows += page.rows
-            keys, columns = self._eligible(page.columns, done)
-            if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
-                hold = self._seal(hold, gathered, done)
-                gathered = _Gathered()
-            _gather(gathered, page, keys, columns)
-            if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
-                hold = self._seal(hold, gathered, done)
-                gathered = _Gathered()
-            if stop.is_set():
-                break
+        try:
+            for page in self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen):
+                done.rows += page.rows
+                keys, columns = self._eligible(page.columns, done)
+                if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
+                    hold = self._seal(hold, gathered, done)
+                    gathered = _Gathered()
+                _gather(gathered, page, keys, columns)
+                if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
+                    hold = self._seal(hold, gathered, done)
+                    gathered = _Gathered()
+                if stop.is_set():
+                    break
+        except SourceFailed:
+            # What a source has given before it failed is given.
+            if gathered.pages:
+                self._seal(hold, gathered, done)
+            raise
         return self._seal(hold, gathered, done) if gathered.pages else hold
 
     @contextmanager

@@ -164,4 +164,17 @@ def creators(connection: Connection, audience_id: int) -> bool:
         )
         .limit(1)
     )
-    return connection.execute(query).first() is not None
+    if connection.execute(query).first() is not None:
+        return True
+    entered = (
+        select(part.c.id)
+        .join(step, step.c.id == part.c.step_id)
+        .where(
+            step.c.declared,
+            part.c.audience_id == audience_id,
+            part.c.operation == Operation.ADD.value,
+            part.c.state == PartState.OPEN,
+        )
+        .limit(1)
+    )
+    return connection.execute(entered).first() is not None

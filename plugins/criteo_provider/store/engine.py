@@ -23,6 +23,7 @@ def open_engine(url: str, *, pool_size: int = 20) -> Engine:
         max_overflow=pool_size,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 10},
+        hide_parameters=True,
     )
 
 
@@ -62,7 +63,9 @@ def _sqlite(url: str, pool_size: int) -> Engine:
     path = sqlite_path(url)
     if path is not None and path.name:
         path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_engine(
+        url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def settle_down(connection: Any, _record: Any) -> None:

@@ -83,7 +83,9 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             func.coalesce(func.sum(stage.c.not_synced), 0).label("not_synced"),
             func.coalesce(func.sum(stage.c.pending), 0).label("pending"),
             func.coalesce(func.sum(stage.c.errored), 0).label("errored"),
-            func.coalesce(func.sum(case((entered, 0), else_=stage.c.people)), 0).label("waiting"),
+            func.coalesce(
+                func.sum(case((or_(entered, stage.c.id <= step.c.dropped_upto), 0), else_=stage.c.people)), 0
+            ).label("waiting"),
         )
         .join(step_version, step_version.c.id == step.c.version_id)
         .join(audience, audience.c.id == step_version.c.audience_id)
