@@ -20,7 +20,6 @@ from typing import NoReturn
 
 import httpx
 
-from criteo_provider import wiring
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
 from criteo_provider.criteo_api import auth
 from criteo_provider.criteo_api.client import CriteoClient
@@ -28,6 +27,8 @@ from criteo_provider.criteo_api.line import ClientSettings
 from criteo_provider.flow import enter, resolve, upload
 from criteo_provider.flow.upload import Upload
 from criteo_provider.store.engine import open_engine
+from criteo_provider.wiring import criteo as criteo_wiring
+from criteo_provider.wiring import house as house_wiring
 from tests.flow.shop import Sealer, Shop, open_house
 
 PAGE_ROWS = 25
@@ -71,13 +72,13 @@ def hurry(marks: Path) -> None:
     upload.LOOK_EVERY_S = 0.05
     resolve.RESOLVER_LEASE_S = 1.0
     auth.LEASE_S = 1.0
-    wiring.LEASE_MARGIN_S = 0.4
+    house_wiring.LEASE_MARGIN_S = 0.4
     MarkedUpload.marks = marks
-    wiring.Upload = MarkedUpload  # type: ignore[misc]
+    house_wiring.Upload = MarkedUpload  # type: ignore[misc]
     brisk = partial(ClientSettings, connect_s=0.2, pool_s=0.2, read_s=0.6, write_s=0.6, deadline_s=0.6)
-    wiring.ClientSettings = brisk  # type: ignore[misc, assignment]
+    criteo_wiring.ClientSettings = brisk  # type: ignore[misc, assignment]
     # The sandbox speaks plain HTTP: reading the system's certificates would take longer than most lives here.
-    wiring.CriteoClient = lambda *parts, **more: CriteoClient(  # type: ignore[misc, assignment]
+    criteo_wiring.CriteoClient = lambda *parts, **more: CriteoClient(  # type: ignore[misc, assignment]
         *parts, **more, transport=httpx.HTTPTransport(verify=False)
     )
 

@@ -16,7 +16,6 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from criteo_provider import wiring
 from criteo_provider.core.identifiers import Form, to_wire
 from criteo_provider.core.model import ClaimedPart, PartState
 from criteo_provider.core.outcome import Accepted, Refused
@@ -29,6 +28,7 @@ from criteo_provider.store.pacer import Pacer, application_key, pacer_url
 from criteo_provider.store.schema import part, request
 from criteo_provider.store.standings import spans_from_text
 from criteo_provider.wiring import House
+from criteo_provider.wiring import criteo as criteo_wiring
 from tests.flow.shop import Person, Shop, open_house, sync, write_canvas
 from tests.world import World, canvas, crowd, step
 
@@ -68,7 +68,7 @@ def test_bodies_are_what_the_ledger_holds(
 ) -> None:
     """Each request on the wire is one of the ledger's, with exactly its identifiers, each once."""
     bodies: list[dict[str, object]] = []
-    monkeypatch.setattr(wiring, "CriteoClient", partial(CriteoClient, transport=Recorder(bodies)))
+    monkeypatch.setattr(criteo_wiring, "CriteoClient", partial(CriteoClient, transport=Recorder(bodies)))
     write_canvas(include, "vip", sync("add", "Shoppers", fields=["email", "madid"]), sync("out", "Old", "remove"))
     sandbox.add_segment("1001", "Old")
     people = [Person(number) for number in range(1, 300)]

@@ -8,28 +8,19 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal
 
-from criteo_provider.core import identifiers
-from criteo_provider.core.errors import AccessLost, Busy, CriteoSyncError, Misconfigured, SourceFailed, Unavailable
-from criteo_provider.core.identifiers import Form
-from criteo_provider.core.model import ClaimedRequest, Role, StepPlan
-from criteo_provider.core.outcome import Outcome
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source, TokenStore
+from sqlalchemy import Engine
+
+from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.core.model import Role, StepPlan
 from criteo_provider.criteo_api.check import CheckResult, check_access
 from criteo_provider.criteo_api.client import CriteoClient
-from criteo_provider.criteo_api.failures import as_failure
-from criteo_provider.criteo_api.line import ClientSettings
-from criteo_provider.criteo_api.own_tokens import OwnTokens
-from criteo_provider.criteo_api.wire import AdAccount, amendment_body
+from criteo_provider.criteo_api.wire import AdAccount
 from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, drain
-from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
 from criteo_provider.flow.resolve import resolve_audiences
 from criteo_provider.flow.upload import Upload
-from criteo_provider.settings.canvas import Canvas
 from criteo_provider.settings.load import Canvases, load_canvases
 from criteo_provider.store.claim import ClaimTerms
 from criteo_provider.store.clock import DatabaseClock
@@ -37,49 +28,13 @@ from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
-from criteo_provider.store.pacer import Pacer, application_key, pacer_url
-from criteo_provider.store.tokens import Cipher, LedgerTokens
-
-__all__ = ["Cipher", "CriteoConnection", "House", "Progress", "StepNumbers", "Surroundings", "Waiting"]
+from criteo_provider.store.pacer import Pacer, pacer_url
+from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
+from criteo_provider.wiring.reading import reader_of
+from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
 # A claim holds for the longest a request can take, the longest a slot may be waited for, and some breath.
 LEASE_MARGIN_S = 30.0
-# A person who waits at a page or a prompt rather hears "busy" than nothing.
-INTERACTIVE_PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class CriteoConnection:
-    """One Criteo application as an Airflow connection describes it; no ad accounts named means all."""
-
-    client_id: str
-    client_secret: str = field(repr=False)
-    base_url: str
-    api_version: str = "2026-07"
-    requests_per_minute: int = 250
-    allowed_ad_accounts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What is handed down to the house: where things are, and how to reach them."""
-
-    include_folder: Path
-    ledger_url: str = field(repr=False)
-    criteo: Callable[[str], CriteoConnection]
-    source: Callable[[Canvas], Source]
-    cipher: Cipher | None
-    executor: str = "LocalExecutor"
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What one look has found: work for either DAG, and sources that cannot be looked at."""
-
-    fresh: bool
-    retry: bool
-    problems: tuple[str, ...] = ()
-    next_due_s: float | None = None
 
 
 class House:
@@ -120,7 +75,7 @@ class House:
         ending = threading.Event()
         with self._senders(chosen, ending) as senders:
             return drain(
-                [self._reader(canvas) for canvas in self.canvases.canvases] if chosen is Role.FRESH else [],
+                self._readers() if chosen is Role.FRESH else [],
                 senders,
                 Housekeeping(
                     enter_due_steps=lambda: ledger.enter_due_steps(now_us=now_us()),
@@ -136,12 +91,12 @@ class House:
 
     def check_access(self, conn_id: str) -> CheckResult:
         """Say in one sentence whether Criteo lets a connection in."""
-        with self._client(conn_id) as client:
+        with self.criteo.client(conn_id) as client:
             return check_access(client, self.around.criteo(conn_id).allowed_ad_accounts)
 
     def ad_accounts(self, conn_id: str) -> tuple[AdAccount, ...]:
         """List the ad accounts that consented to a connection's application."""
-        with self._client(conn_id) as client:
+        with self.criteo.client(conn_id) as client:
             return client.ad_accounts()
 
     def numbers(self) -> list[StepNumbers]:
@@ -180,13 +135,18 @@ class House:
         return Ledger(self._engine)
 
     @cached_property
-    def _engine(self):  # type: ignore[no-untyped-def]
+    def criteo(self) -> CriteoDoor:
+        """The way to Criteo."""
+        return CriteoDoor(self.around, lambda: self.ledger.engine, lambda: self._pacer_engine, self._clock)
+
+    @cached_property
+    def _engine(self) -> Engine:
         engine = open_engine(self.around.ledger_url)
         self._closing.append(engine.dispose)
         return engine
 
     @cached_property
-    def _pacer_engine(self):  # type: ignore[no-untyped-def]
+    def _pacer_engine(self) -> Engine:
         engine = open_engine(pacer_url(self.around.ledger_url))
         self._closing.append(engine.dispose)
         return engine
@@ -200,6 +160,13 @@ class House:
         declarations = [canvas.declaration for canvas in self.canvases.canvases]
         broken = {problem.file.stem for problem in self.canvases.problems}
         return self.ledger.declare(declarations, broken=broken, now_us=self._clock.now_us())
+
+    def _readers(self) -> list[Reader]:
+        plans, source = self._plans, self.around.source
+        return [
+            reader_of(canvas, plans[canvas.id], source, self.ledger, self._clock.now_us, self._owner)
+            for canvas in self.canvases.canvases
+        ]
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
         problems: list[str] = []
@@ -219,33 +186,6 @@ class House:
                 problems.append(f"Canvas {canvas.id}: {error}")
         return ahead, tuple(problems)
 
-    def _reader(self, canvas: Canvas) -> Reader:
-        plan = EntryPlan(
-            canvas.id,
-            canvas.entry.user_key,
-            tuple(
-                FieldColumn(
-                    one.field,
-                    one.column,
-                    one.caller_id,
-                    tuple(one.email_hashes),
-                    one.email_input,
-                )
-                for one in canvas.entry.identifiers.columns
-            ),
-            canvas.entry.rule,
-            self._plans[canvas.id],
-        )
-        now_us = self._clock.now_us
-        return Reader(
-            Enter(plan, _LazySource(self.around.source, canvas), self.ledger, now_us, self._owner),
-            canvas.id,
-            # Read at half the interval: whoever comes right after a look is still in a request in time.
-            canvas.flush_s / 2,
-            may_try=lambda: self.ledger.may_probe("source", canvas.id, now_us=now_us()),
-            succeeded=lambda: self.ledger.healed("source", canvas.id, now_us=now_us()),
-        )
-
     @contextmanager
     def _senders(self, role: Role, ending: threading.Event) -> Iterator[dict[str, Sender]]:
         """One sender per Criteo connection; what cannot be opened is a trouble of that connection, the others go on."""
@@ -254,7 +194,7 @@ class House:
         self._plans  # noqa: B018 - the ledger must know the steps before anything is claimed
         for conn_id, ad_accounts in self.ledger.connections().items():
             try:
-                pacer, client = self._open_criteo(conn_id, ending)
+                pacer, client = self.criteo.open(conn_id, ending)
                 allowed = self._allowed(conn_id, ad_accounts)
             except CriteoSyncError as error:
                 self.ledger.trouble(
@@ -292,108 +232,9 @@ class House:
             lambda at_us: self.ledger.claim(terms, now_us=at_us),
             self.ledger,
             pacer,
-            _Courier(client),
+            Courier(client),
             now_us,
             role=role,
             request_timeout_s=timeout_s,
         )
-        return Sender(upload, lambda: resolve_audiences(self.ledger, _Desk(client), conn_id, ad_accounts, now_us))
-
-    def _open_criteo(
-        self, conn_id: str, stop: threading.Event | None = None, *, interactive: bool = False
-    ) -> tuple[Pacer, CriteoClient]:
-        connection = self.around.criteo(conn_id)
-        if self.around.cipher is None:
-            raise Misconfigured(
-                "Airflow's Fernet key is empty, so Criteo's access tokens would be stored in plain text. "
-                "Set [core] fernet_key (AIRFLOW__CORE__FERNET_KEY) to a key of your own."
-            )
-        application = application_key(connection.base_url, connection.client_id)
-        patience = {"patience_s": INTERACTIVE_PATIENCE_S} if interactive else {}
-        pacer = Pacer(
-            self._pacer_engine, application, limit_per_min=connection.requests_per_minute, stop=stop, **patience
-        )
-        # A check must see a wrong secret at once, and not the token that a right one has brought before.
-        tokens: TokenStore = (
-            OwnTokens()
-            if interactive
-            else LedgerTokens(self.ledger.engine, application, self.around.cipher, self._clock)
-        )
-        settings = ClientSettings(
-            connection.client_id, connection.client_secret, connection.base_url, connection.api_version
-        )
-        return pacer, CriteoClient(settings, pacer, tokens, interactive=interactive)
-
-    @contextmanager
-    def _client(self, conn_id: str) -> Iterator[CriteoClient]:
-        _, client = self._open_criteo(conn_id, interactive=True)
-        with client:
-            yield client
-
-
-class _LazySource:
-    """Builds the source of a canvas when it is first read; what is misconfigured fails like any source."""
-
-    def __init__(self, build: Callable[[Canvas], Source], canvas: Canvas) -> None:
-        self._build, self._canvas = build, canvas
-
-    def is_ahead(self, position: Json, seen: Seen) -> bool:
-        return self._built.is_ahead(position, seen)
-
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
-        return self._built.pages(position, max_rows=max_rows, seen=seen)
-
-    def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
-        return self._built.recheck(look)
-
-    @cached_property
-    def _built(self) -> Source:
-        try:
-            return self._build(self._canvas)
-        except Misconfigured as error:
-            raise SourceFailed(str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Courier:
-    """Carries claimed people to Criteo's contact lists."""
-
-    client: CriteoClient
-
-    def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> list[bytes]:
-        """Make the body: distinct values per form, in pieces."""
-        items = [
-            identifiers.json_items(identifiers.encode(distinct, Form(form)), Form(form))
-            for form, distinct in values.items()
-        ]
-        pieces, _length = amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items)
-        return list(pieces)
-
-    def make_ready(self) -> Outcome | None:
-        """See to a good access token; what stands in the way is an outcome."""
-        try:
-            self.client.make_ready()
-        except (AccessLost, Busy, Unavailable) as error:
-            return as_failure(error)
-        return None
-
-    def send(self, claimed: ClaimedRequest, parcel: list[bytes], before_first_byte: Callable[[], None]) -> Outcome:
-        """Send it."""
-        return self.client.amend(claimed.criteo_id, parcel, before_first_byte=before_first_byte)
-
-
-@dataclass(frozen=True, slots=True)
-class _Desk:
-    """Finds and creates audiences."""
-
-    client: CriteoClient
-
-    def ensure(self, ad_account: str, name: str) -> tuple[str, bool]:
-        """Find the audience or create it."""
-        info, created = self.client.ensure_audience(ad_account, name)
-        return info.criteo_id, created
-
-    def find(self, ad_account: str, name: str) -> str | None:
-        """Find the audience."""
-        info = self.client.find_audience(ad_account, name)
-        return info.criteo_id if info else None
+        return Sender(upload, lambda: resolve_audiences(self.ledger, Desk(client), conn_id, ad_accounts, now_us))

@@ -1,0 +1,45 @@
+"""What is handed down to the house: where things are, how to reach them, and what one look has found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from criteo_provider.core.ports import Source
+from criteo_provider.settings.canvas import Canvas
+from criteo_provider.store.tokens import Cipher
+
+
+@dataclass(frozen=True, slots=True)
+class CriteoConnection:
+    """One Criteo application as an Airflow connection describes it; no ad accounts named means all."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    base_url: str
+    api_version: str = "2026-07"
+    requests_per_minute: int = 250
+    allowed_ad_accounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is handed down to the house: where things are, and how to reach them."""
+
+    include_folder: Path
+    ledger_url: str = field(repr=False)
+    criteo: Callable[[str], CriteoConnection]
+    source: Callable[[Canvas], Source]
+    cipher: Cipher | None
+    executor: str = "LocalExecutor"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What one look has found: work for either DAG, and sources that cannot be looked at."""
+
+    fresh: bool
+    retry: bool
+    problems: tuple[str, ...] = ()
+    next_due_s: float | None = None
