@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, insert, literal, select, update
@@ -11,6 +11,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
+
+# Troubles that people made by a decision: an answer of Criteo's neither ends nor renames them.
+DISCONNECTED = "disconnected"
+BY_CHOICE = frozenset({DISCONNECTED, "not-chosen", "not-allowed"})
+# Nothing is probed until a person connects the ad account again.
+NEVER_US = 253_370_764_800_000_000  # the year 9999
 
 
 class Troubles:
@@ -43,7 +49,7 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
     wait_us = func.min if connection.dialect.name == "sqlite" else func.least
     connection.execute(
         update(trouble)
-        .where(trouble.c.scope == scope, trouble.c.key == key)
+        .where(trouble.c.scope == scope, trouble.c.key == key, trouble.c.code != DISCONNECTED)
         .values(
             probes=trouble.c.probes + 1,
             next_probe_us=literal(now_us, BigInteger) + wait_us(60_000_000 * (trouble.c.probes + 1), 900_000_000),
@@ -54,11 +60,12 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
 def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
     """Remember a trouble of ``scope``; return True when it is new."""
     engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    next_probe_us = NEVER_US if code == DISCONNECTED else now_us + FIRST_PROBE_US
     values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
     # Two answers may tell of one new trouble at the same moment.
     added = connection.execute(
         engine_insert(trouble)
-        .values(scope=scope, key=key, next_probe_us=now_us + FIRST_PROBE_US, **values)
+        .values(scope=scope, key=key, next_probe_us=next_probe_us, **values)
         .on_conflict_do_nothing()
         .returning(trouble.c.key)
     ).first()
@@ -66,13 +73,16 @@ def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sen
         note(connection, scope, key, sentence, began=True, now_us=now_us)
     else:
         found = trouble.c.scope == scope, trouble.c.key == key
-        connection.execute(update(trouble).where(*found).values(code=code, sentence=sentence))
+        changed: dict[str, Any] = {"code": code, "sentence": sentence}
+        if code == DISCONNECTED:
+            changed["next_probe_us"] = next_probe_us
+        connection.execute(update(trouble).where(*found, trouble.c.code != DISCONNECTED).values(**changed))
     return added is not None
 
 
-def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
-    """Forget a trouble that is over, and note that it is."""
-    found = trouble.c.scope == scope, trouble.c.key == key
+def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = ()) -> None:
+    """Forget a trouble that is over, and note that it is; one whose code is among ``but`` stays."""
+    found = trouble.c.scope == scope, trouble.c.key == key, trouble.c.code.not_in(but)
     sentence = connection.execute(delete(trouble).where(*found).returning(trouble.c.sentence)).scalar()
     if sentence is not None:
         note(connection, scope, key, sentence, began=False, now_us=now_us)
@@ -103,7 +113,7 @@ def _told(row: Row[Any], audiences: Mapping[str, str]) -> str:
 def heal(connection: Connection, audience_id: int, connection_id: str, ad_account: str, *, now_us: int) -> None:
     """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
     for scope, key in keys_of(audience_id, connection_id, ad_account).items():
-        close_trouble(connection, scope, key, now_us=now_us)
+        close_trouble(connection, scope, key, now_us=now_us, but=BY_CHOICE)
 
 
 def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:

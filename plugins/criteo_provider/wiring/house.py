@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -29,6 +30,7 @@ from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
+from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
 from criteo_provider.wiring.reading import reader_of
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
@@ -140,6 +142,12 @@ class House:
         return CriteoDoor(self.around, lambda: self.ledger.engine, lambda: self._pacer_engine, self._clock)
 
     @cached_property
+    def accounts(self) -> Accounts:
+        """The ad accounts this workspace may use."""
+        now_us = lambda: self._clock.now_us()  # noqa: E731 - the clock is the ledger's, which may not be open yet
+        return Accounts(self.around, self.canvases.canvases, lambda: self.ledger, self.criteo, now_us)
+
+    @cached_property
     def _engine(self) -> Engine:
         engine = open_engine(self.around.ledger_url)
         self._closing.append(engine.dispose)
@@ -195,14 +203,14 @@ class House:
         for conn_id, ad_accounts in self.ledger.connections().items():
             try:
                 pacer, client = self.criteo.open(conn_id, ending)
-                allowed = self._allowed(conn_id, ad_accounts)
+                permit = self.accounts.permit(conn_id, ad_accounts)
             except CriteoSyncError as error:
                 self.ledger.trouble(
                     "connection", conn_id, code="misconfigured", sentence=str(error), now_us=self._clock.now_us()
                 )
                 continue
             clients.append(client)
-            senders[conn_id] = self._sender(conn_id, allowed, role, pacer, client)
+            senders[conn_id] = self._sender(conn_id, permit, role, pacer, client)
         try:
             yield senders
         finally:
@@ -210,26 +218,12 @@ class House:
             for client in clients:
                 client.close()
 
-    def _allowed(self, conn_id: str, ad_accounts: set[str]) -> frozenset[str]:
-        """Return those ad accounts the connection allows; the people of others wait, and the trouble says why."""
-        allowed = set(self.around.criteo(conn_id).allowed_ad_accounts) or ad_accounts
-        for ad_account in ad_accounts - allowed:
-            sentence = (
-                f"Ad account {ad_account} is not among the allowed ad accounts of connection {conn_id}. "
-                "Add it there, or give the step another ad account."
-            )
-            key, now_us = f"{conn_id}/{ad_account}", self._clock.now_us()
-            self.ledger.trouble("ad_account", key, code="not-allowed", sentence=sentence, now_us=now_us)
-        return frozenset(ad_accounts & allowed)
-
-    def _sender(
-        self, conn_id: str, ad_accounts: frozenset[str], role: Role, pacer: Pacer, client: CriteoClient
-    ) -> Sender:
+    def _sender(self, conn_id: str, permit: Permit, role: Role, pacer: Pacer, client: CriteoClient) -> Sender:
         now_us = self._clock.now_us
         timeout_s = client.settings.request_timeout_s
-        terms = ClaimTerms(conn_id, ad_accounts, role, self._owner, timeout_s + LEASE_MARGIN_S)
+        terms = ClaimTerms(conn_id, frozenset(), role, self._owner, timeout_s + LEASE_MARGIN_S)
         upload = Upload(
-            lambda at_us: self.ledger.claim(terms, now_us=at_us),
+            lambda at_us: self.ledger.claim(replace(terms, ad_accounts=permit.now()), now_us=at_us),
             self.ledger,
             pacer,
             Courier(client),
@@ -237,4 +231,4 @@ class House:
             role=role,
             request_timeout_s=timeout_s,
         )
-        return Sender(upload, lambda: resolve_audiences(self.ledger, Desk(client), conn_id, ad_accounts, now_us))
+        return Sender(upload, lambda: resolve_audiences(self.ledger, Desk(client), conn_id, permit.now(), now_us))

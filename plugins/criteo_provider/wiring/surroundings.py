@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from criteo_provider.core.ports import Source
 from criteo_provider.settings.canvas import Canvas
@@ -21,6 +22,7 @@ class CriteoConnection:
     api_version: str = "2026-07"
     requests_per_minute: int = 250
     allowed_ad_accounts: tuple[str, ...] = ()
+    grant_type: Literal["client_credentials", "authorization_code"] = "client_credentials"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""Accounts: which ad accounts this workspace may use, who decided it, how they fare, and which steps need them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from criteo_provider.core.errors import CriteoSyncError, Misconfigured
+from criteo_provider.criteo_api.check import CheckResult, check_access
+from criteo_provider.criteo_api.wire import AdAccount
+from criteo_provider.settings.canvas import Canvas
+from criteo_provider.store.accounts import Account, AccountBook, Checkup
+from criteo_provider.store.ledger import Ledger
+from criteo_provider.store.troubles import BY_CHOICE
+from criteo_provider.wiring.account_rows import (
+    AccountRow,
+    ConnectionRow,
+    Told,
+    may_use_undecided,
+    state_of_account,
+    state_of_connection,
+    why_stopped,
+)
+from criteo_provider.wiring.criteo import CriteoDoor
+from criteo_provider.wiring.surroundings import Surroundings
+
+# Whoever disconnects an ad account sees its steps stop after that at the latest.
+LOOK_AGAIN_S = 1.0
+
+
+class Permit:
+    """Which ad accounts a connection may serve at this moment: decisions of people take effect while it is at work."""
+
+    def __init__(self, book: AccountBook, conn_id: str, wanted: Collection[str], by_default: Collection[str]) -> None:
+        self._book, self._conn_id = book, conn_id
+        self._wanted, self._by_default = frozenset(wanted), frozenset(by_default)
+        self._now: frozenset[str] = frozenset()
+        self._looked_s = float("-inf")
+
+    def now(self) -> frozenset[str]:
+        """Return them."""
+        if time.monotonic() - self._looked_s > LOOK_AGAIN_S:
+            decided = {one.ad_account: one.chosen for one in self._book.decisions(self._conn_id)}
+            self._now = frozenset(one for one in self._wanted if decided.get(one, one in self._by_default))
+            self._looked_s = time.monotonic()
+        return self._now
+
+
+class Accounts:
+    """The facet of the house about ad accounts."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        canvases: Iterable[Canvas],
+        ledger: Callable[[], Ledger],
+        door: CriteoDoor,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._around, self._canvases, self._ledger, self._door = around, tuple(canvases), ledger, door
+        self._now_us = now_us
+
+    # --- the rule
+
+    def permit(self, conn_id: str, ad_accounts: Collection[str]) -> Permit:
+        """Return which of these ad accounts may be served; people of others wait, and a trouble says why."""
+        connection = self._around.criteo(conn_id)
+        by_default = {one for one in ad_accounts if may_use_undecided(connection, one)}
+        permit = Permit(self._book, conn_id, ad_accounts, by_default)
+        decided = {one.ad_account: one for one in self._book.decisions(conn_id)}
+        used = {one.ad_account for one in self._book.used() if one.connection_id == conn_id}
+        stopped = {row.key for row in self._ledger().troubles() if row.scope == "ad_account" and row.code in BY_CHOICE}
+        for ad_account in ad_accounts:
+            key = f"{conn_id}/{ad_account}"
+            if ad_account in permit.now():
+                if key in stopped:
+                    self._ledger().healed("ad_account", key, now_us=self._now_us())
+            elif ad_account in used:
+                code, sentence = why_stopped(connection, conn_id, ad_account, decided.get(ad_account))
+                self._ledger().trouble("ad_account", key, code=code, sentence=sentence, now_us=self._now_us())
+        return permit
+
+    # --- what people do
+
+    def choose(self, conn_id: str, ad_accounts: Mapping[str, str], *, by: str) -> list[str]:
+        """Choose these ad accounts (names by id), and let their people go on; return the newly chosen ones."""
+        self._around.criteo(conn_id)  # a mistyped connection is told, not remembered
+        fresh = self._book.choose(conn_id, ad_accounts, by=_person(by), now_us=self._now_us())
+        for ad_account in fresh:
+            self._ledger().healed("ad_account", f"{conn_id}/{ad_account}", now_us=self._now_us())
+        return fresh
+
+    def disconnect(self, conn_id: str, ad_account: str, *, by: str) -> tuple[str, ...]:
+        """Disconnect one ad account; return its steps, whose people wait from now on."""
+        row = next((one for one in self.look(conn_id).accounts if one.ad_account == ad_account), None)
+        if row is None:
+            raise Misconfigured(
+                f"Connection {conn_id} knows no ad account {ad_account}; `airflow criteo accounts list` shows them."
+            )
+        self._book.disconnect(conn_id, {ad_account: row.name}, by=_person(by), now_us=self._now_us())
+        decision = next(one for one in self._book.decisions(conn_id) if one.ad_account == ad_account)
+        if row.used_by:
+            code, sentence = why_stopped(self._around.criteo(conn_id), conn_id, ad_account, decision)
+            key = f"{conn_id}/{ad_account}"
+            self._ledger().trouble("ad_account", key, code=code, sentence=sentence, now_us=self._now_us())
+        return row.used_by
+
+    def check(self, conn_id: str) -> CheckResult:
+        """Ask Criteo how a connection fares, and remember it; a good answer ends a trouble of the connection."""
+        found: tuple[AdAccount, ...] = ()
+        connection = self._around.criteo(conn_id)
+        chosen = [one.ad_account for one in self._book.decisions(conn_id) if one.chosen]
+        try:
+            with self._door.client(conn_id) as client:
+                result = check_access(client, chosen or connection.allowed_ad_accounts)
+                found = client.ad_accounts() if result.ok else result.ad_accounts
+        except CriteoSyncError as error:
+            result = CheckResult(False, str(error), getattr(error, "code", "misconfigured"))
+        self.remember(conn_id, result, found)
+        return result
+
+    def remember(self, conn_id: str, result: CheckResult, found: Iterable[AdAccount]) -> None:
+        """Keep what a check has found."""
+        names = {one.ad_account: one.name for one in found}
+        if not names and (before := self._book.checkups().get(conn_id)):
+            names = dict(before.ad_accounts)
+        self._book.keep_checkup(Checkup(conn_id, self._now_us(), result.code, result.sentence, names))
+        if result.ok:
+            self._ledger().healed("connection", conn_id, now_us=self._now_us())
+
+    # --- what people see
+
+    def look(self, conn_id: str) -> ConnectionRow:
+        """Return one connection as people see it."""
+        return self.overview([conn_id])[0]
+
+    def overview(self, more: Iterable[str] = ()) -> list[ConnectionRow]:
+        """Return every connection that canvases, decisions or ``more`` name."""
+        checkups, used = self._book.checkups(), self._used()
+        decisions: dict[str, dict[str, Account]] = defaultdict(dict)
+        for one in self._book.decisions():
+            decisions[one.connection_id][one.ad_account] = one
+        troubles = {(row.scope, row.key): row.sentence for row in self._ledger().troubles()}
+        known = {*more, *decisions, *checkups, *used}
+        return [
+            self._row(conn_id, decisions[conn_id], checkups.get(conn_id), used.get(conn_id, {}), troubles)
+            for conn_id in sorted(known)
+        ]
+
+    def _row(
+        self,
+        conn_id: str,
+        decisions: Mapping[str, Account],
+        checkup: Checkup | None,
+        used: Mapping[str, tuple[str, ...]],
+        troubles: Mapping[tuple[str, str], str],
+    ) -> ConnectionRow:
+        try:
+            connection = self._around.criteo(conn_id)
+        except CriteoSyncError as error:
+            connection = None
+            state, sentence = Told("invalid", str(error))
+        else:
+            state, sentence = state_of_connection(checkup, troubles.get(("connection", conn_id)))
+        names = {one.ad_account: one.name for one in decisions.values()} | dict(checkup.ad_accounts if checkup else {})
+        accounts = []
+        for ad_account in sorted({*names, *used}):
+            decision = decisions.get(ad_account)
+            usable = decision.chosen if decision else bool(connection and may_use_undecided(connection, ad_account))
+            trouble = troubles.get(("ad_account", f"{conn_id}/{ad_account}"))
+            told = Told(state, sentence)
+            if connection is not None and (state == "ok" or not usable):
+                told = state_of_account(connection, conn_id, ad_account, decision, checkup, trouble)
+            accounts.append(
+                AccountRow(
+                    ad_account,
+                    names.get(ad_account, ""),
+                    usable,
+                    told.state,
+                    told.sentence,
+                    decision.by if decision else None,
+                    decision.at_us if decision else None,
+                    used.get(ad_account, ()),
+                )
+            )
+        return ConnectionRow(
+            conn_id,
+            connection.grant_type if connection else None,
+            state,
+            sentence,
+            None,
+            None,
+            checkup.at_us if checkup else None,
+            tuple(accounts),
+            self._book.handover(conn_id),
+        )
+
+    def _used(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return the steps, by connection and ad account: of the ledger, and of files not launched yet."""
+        found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for one in self._book.used():
+            found[one.connection_id][one.ad_account].append(f"{one.canvas} / {one.step}")
+        for canvas in self._canvases:
+            for step in canvas.audience_steps:
+                steps, name = found[canvas.connection][step.sync.ad_account], f"{canvas.id} / {step.id}"
+                if name not in steps:
+                    steps.append(name)
+        return {conn_id: {one: tuple(steps) for one, steps in of.items()} for conn_id, of in found.items()}
+
+    @property
+    def _book(self) -> AccountBook:
+        return AccountBook(self._ledger().engine)
+
+
+def _person(name: str) -> str:
+    """Name a user of Airflow without an address: what is decided is told in alerts and logs."""
+    return name.partition("@")[0] or "somebody"
