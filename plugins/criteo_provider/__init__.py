@@ -62,8 +62,31 @@ def _connection_type() -> dict[str, object]:
             },
             "requests_per_minute": {
                 "label": "Requests per minute",
-                "description": "Criteo's limit for this application, shared by everything that uses it.",
-                "schema": {"type": "integer", "default": 250, "minimum": 1, "maximum": 250},
+                "description": "Shared by everything that uses this connection. Empty: what Criteo grants, 250 for "
+                "client_credentials, 10 for each consented ad account for authorization_code.",
+                "schema": {"type": ["integer", "null"], "minimum": 1},
+            },
+            "grant_type": {
+                "label": "Grant type",
+                "description": "client_credentials: the application speaks for itself. authorization_code: a person "
+                "lets it in with Connect Criteo on the Accounts page.",
+                "schema": {
+                    "type": "string",
+                    "default": "client_credentials",
+                    "enum": ["client_credentials", "authorization_code"],
+                },
+            },
+            "refresh_token": {
+                "label": "Refresh token",
+                "description": "Only for authorization_code without the Accounts page: one you have brought along. "
+                "The ledger keeps those that follow; a new one here is taken over.",
+                "schema": {"type": ["string", "null"], "format": "password"},
+            },
+            "consent_url": {
+                "label": "Consent page",
+                "description": "Where people give their consent. Empty: https://consent.criteo.com/request, or "
+                "/request of an API base URL of your own.",
+                "schema": {"type": ["string", "null"]},
             },
             "allowed_ad_accounts": {
                 "label": "Allowed ad accounts",

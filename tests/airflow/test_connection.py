@@ -24,8 +24,10 @@ def test_defaults() -> None:
     """A client id and a secret are enough: base URL, version and limit have defaults."""
     read = read_connection(connection())
     assert (read.client_id, read.client_secret) == ("my-client", SECRET)
-    assert (read.base_url, read.api_version, read.requests_per_minute) == ("https://api.criteo.com", "2026-07", 250)
+    assert (read.base_url, read.api_version, read.requests_per_minute) == ("https://api.criteo.com", "2026-07", None)
     assert read.allowed_ad_accounts == ()
+    assert (read.grant_type, read.refresh_token) == ("client_credentials", "")
+    assert read.consent_url == "https://consent.criteo.com/request"
     assert SECRET not in repr(read)
 
 
@@ -74,6 +76,18 @@ def test_base_url(host: str, port: int | None, url: str) -> None:
     assert read_connection(connection(host=host, port=port)).base_url == url
 
 
+def test_a_connection_of_a_person() -> None:
+    """With authorization_code a refresh token may be brought along, unseen; consent is given beside another API."""
+    extra = {"grant_type": "authorization_code", "refresh_token": " seed+/= "}
+    read = read_connection(connection(host="http://sandbox:8780", extra=extra))
+    assert (read.grant_type, read.refresh_token) == ("authorization_code", "seed+/=")
+    assert read.consent_url == "http://sandbox:8780/request"
+    assert "seed" not in repr(read)
+    masked = {**extra, "refresh_token": "***", "consent_url": "https://consent.example.com/request"}
+    read = read_connection(connection(host="http://sandbox:8780", extra=masked))
+    assert (read.refresh_token, read.consent_url) == ("", "https://consent.example.com/request")
+
+
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
@@ -85,6 +99,9 @@ def test_base_url(host: str, port: int | None, url: str) -> None:
         ({"extra": {"api_version": "v2"}}, "field API version: is not a version like 2026-07; use 2026-07."),
         ({"extra": {"requests_per_minute": "many"}}, "field Requests per minute: is not a whole number above 0"),
         ({"extra": {"requests_per_minute": 0}}, "field Requests per minute: is not a whole number above 0"),
+        ({"extra": {"grant_type": "password"}}, "field Grant type: is not one Criteo knows; choose client_credentials"),
+        ({"extra": {"consent_url": "consent"}}, "field Consent page: is not a web address; leave it empty"),
+        ({"extra": {"consent_url": "http://consent.example.com/"}}, "field Consent page: would show"),
     ],
 )
 def test_refusals(parts: dict[str, Any], sentence: str) -> None:

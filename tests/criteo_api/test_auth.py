@@ -11,13 +11,13 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from criteo_provider.core import outcome
 from criteo_provider.core.errors import AccessLost, Busy, CriteoSyncError, Unavailable
 from criteo_provider.criteo_api import auth
-from criteo_provider.criteo_api.auth import read_grant
+from criteo_provider.criteo_api.grants import read_grant
 from criteo_provider.criteo_api.line import Reply
 from criteo_provider.criteo_api.own_tokens import OwnTokens
 from tests.criteo_api.doubles import Criteo, accepted
@@ -282,7 +282,7 @@ def test_trouble_with_the_token_call(answer: Any, kind: type, code: str | None) 
     assert str(caught.value).endswith(".")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     status=st.integers(100, 599),
     body=st.binary(max_size=40)
@@ -291,6 +291,7 @@ def test_trouble_with_the_token_call(answer: Any, kind: type, code: str | None) 
         optional={
             "access_token": st.text() | st.integers(),
             "expires_in": st.integers() | st.floats() | st.text() | st.booleans(),
+            "refresh_token": st.text() | st.integers() | st.none(),
             "error": st.text() | st.integers() | st.none(),
         },
     ).map(lambda document: json.dumps(document).encode()),
@@ -303,4 +304,5 @@ def test_any_answer_to_the_token_call_is_read(status: int, body: bytes) -> None:
         said = str(error)
     else:
         said = "a token." if status == 200 and granted.value.isascii() and 0 < granted.life_s <= 86_400 else ""
+        assert granted.refresh_token is None or granted.refresh_token == json.loads(body)["refresh_token"] != ""
     assert said.endswith(".")

@@ -85,11 +85,21 @@ class TokenStore(Protocol):
     def begin_renewal(self, *, dead_serial: int | None, lease_s: float) -> bool:
         """Take the renewal lease; False when another process holds it or the dead token is replaced already."""
 
-    def finish_renewal(self, value: str, *, ends_at_s: float) -> Token:
-        """Store a new token and give the lease back."""
+    def finish_renewal(self, value: str, *, ends_at_s: float, refresh_token: str | None = None) -> Token | None:
+        """Store what was renewed and give the lease back; None when somebody else has renewed in the meantime."""
 
     def abandon_renewal(self) -> None:
         """Give the lease back without a token."""
 
     def now_s(self) -> float:
         """Tell the time on the clock all processes share, in epoch seconds."""
+
+
+class ConsentStore(TokenStore, Protocol):
+    """Where the tokens of one consent live; the refresh token changes with each use."""
+
+    def refresh_token(self) -> str:
+        """Return the refresh token to be exchanged in the renewal that was begun; raises AccessLost."""
+
+    def refused(self) -> bool:
+        """Mark the consent as dead; False when somebody has renewed or replaced it since, so that it is not."""

@@ -1,70 +1,33 @@
 """Auth: one access token for all processes, renewed early by one of them, and once more when it is refused.
 
-Source: Criteo's page authentication (life 900 s, several may be valid at once); RFC 6749 for the errors.
+How a token is asked for is in ``grants``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import re
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Protocol
-from urllib.parse import urlencode
+from dataclasses import dataclass
 
-from criteo_provider.core import outcome
-from criteo_provider.core.answer import Answer, plain_words, read_envelope
 from criteo_provider.core.errors import AccessLost, Busy, Unavailable
-from criteo_provider.core.outcome import Failure, Trouble, answer_of, outcome_of_exception
+from criteo_provider.core.outcome import Failure
 from criteo_provider.core.ports import Token, TokenStore
 from criteo_provider.criteo_api.failures import as_error, as_failure
-from criteo_provider.criteo_api.line import ClientSettings, Line, Reply
+from criteo_provider.criteo_api.grants import CONSENT_LOST, Grant, fetch
+from criteo_provider.criteo_api.line import Line
 
 log = logging.getLogger(__name__)
 
-TOKEN_PATH = "/oauth2/token"  # noqa: S105 - an address, no secret
 EARLY_S = 60.0
 EARLY_SPREAD_S = 30.0  # so that one process comes first and the others find its token
-LEASE_S = 45.0
+LEASE_S = 45.0  # longer than a token call can take, see grants
+NOTICE_EVERY_S = 5.0  # how soon a process finds that a person has connected anew, or has disconnected
 _IN_TIME_S = 1.0  # a token that ends sooner is not worth sending
 _LOOK_EVERY_S = 0.25
 _TRY_EVERY_S = 5.0  # each try costs a slot
 _LOOK_EARLY_EVERY_S = 2.0
-_DEFAULT_LIFE_S = 900.0
-_LONGEST_LIFE_S = 86_400.0
-_PLAIN_TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """What a token call brought: the access token and its life in seconds."""
-
-    value: str = field(repr=False)
-    life_s: float
-
-
-class Grant(Protocol):
-    """A way to ask for an access token."""
-
-    def form(self) -> dict[str, str]:
-        """Return the fields of the token call."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClientCredentials:
-    """The grant of an application on its own."""
-
-    settings: ClientSettings
-
-    def form(self) -> dict[str, str]:
-        return {
-            "grant_type": "client_credentials",
-            "client_id": self.settings.client_id.strip(),
-            "client_secret": self.settings.client_secret.strip(),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +45,7 @@ class _Held:
 
 
 class Access:
-    """The access token of one application, for all threads of this process."""
+    """The access token of one application or consent, for all threads of this process."""
 
     def __init__(self, line: Line, store: TokenStore, grant: Grant, *, interactive: bool = False) -> None:
         self._line = line
@@ -95,12 +58,14 @@ class Access:
         self._failed: Failure | None = None
         self._failed_s = 0.0
         self._look_again_s = 0.0
+        self._notice_again_s = 0.0
 
     def token(self) -> Token:
         """Return a token that is good now, renewing it when its end is near.
 
         Raises AccessLost, Busy or Unavailable when there is none to be had.
         """
+        self._notice()
         held = self._held
         if held is None or not held.lasts(_IN_TIME_S):
             return self._insist(dead=None)
@@ -111,6 +76,16 @@ class Access:
     def instead_of(self, dead: Token) -> Token:
         """Return another token than ``dead``, which Criteo has refused; many callers renew it once."""
         return self._insist(dead=dead)
+
+    def _notice(self) -> None:
+        """Go over to the token of a newer consent, whatever is left of the one before; raise if there is none now."""
+        held = self._held
+        if held is None or time.monotonic() < self._notice_again_s:
+            return
+        self._notice_again_s = time.monotonic() + NOTICE_EVERY_S
+        stored = self._store.current()
+        if stored is not None and stored.serial > held.token.serial:
+            self._held = self._hold(stored)
 
     def _renew_early(self, held: _Held) -> None:
         """Let one thread of one process try; everybody else goes on with the token there is."""
@@ -181,60 +156,20 @@ class Access:
                 self._store.abandon_renewal()
                 return found
             asked_at_s = self._store.now_s()
-            granted = self._fetch()
-        except BaseException:
+            granted = fetch(self._line, self._grant)
+        except BaseException as error:
+            lost = getattr(error, "code", None) != CONSENT_LOST or self._grant.is_dead()
             self._store.abandon_renewal()
-            raise
-        token = self._store.finish_renewal(granted.value, ends_at_s=asked_at_s + granted.life_s)
+            if lost:
+                raise
+            return None  # somebody else has exchanged this refresh token: theirs is found at the next look
+        token = self._store.finish_renewal(
+            granted.value, ends_at_s=asked_at_s + granted.life_s, refresh_token=granted.refresh_token
+        )
+        if token is None:
+            return self._take_over(None)
         self._held = self._hold(token)
         return self._held
 
     def _hold(self, token: Token) -> _Held:
         return _Held(token, time.monotonic() + token.ends_at_s - self._store.now_s())
-
-    def _fetch(self) -> Granted:
-        form = urlencode(self._grant.form()).encode()  # percent-encodes the + / = & % of secrets
-        reply = self._line.send("POST", TOKEN_PATH, pieces=(form,), content_type="application/x-www-form-urlencoded")
-        if isinstance(reply, Trouble):
-            raise as_error(outcome_of_exception(reply))
-        return read_grant(reply, busy_before=self._line.busy_before)
-
-
-def read_grant(reply: Reply, *, busy_before: int = 0) -> Granted:
-    """Read the answer of the token call; raises AccessLost, Busy or Unavailable."""
-    answer = answer_of(reply.status, reply.headers, reply.body, now_s=time.time(), busy_before=busy_before)
-    if isinstance(answer, outcome.Busy | outcome.Unavailable):
-        raise as_error(answer)
-    document = json.loads(reply.body) if read_envelope(reply.body) else {}
-    if not isinstance(answer, Answer):
-        raise _refusal(document.get("error"), reply.status)
-    value, life_s = document.get("access_token"), document.get("expires_in")
-    if not (isinstance(value, str) and _PLAIN_TOKEN.fullmatch(value)):
-        raise Unavailable(
-            "The answer to the token call holds no token. Check proxy and base URL in the Criteo connection.",
-            code="unreadable-answer",
-        )
-    if isinstance(life_s, bool) or not isinstance(life_s, int | float) or not life_s > 0:
-        life_s = _DEFAULT_LIFE_S
-    return Granted(value, min(float(life_s), _LONGEST_LIFE_S))
-
-
-def _refusal(error: object, status: int) -> AccessLost:
-    """Name what OAuth's ``error`` means; with invalid_client Criteo answers 400 or 401."""
-    if error == "invalid_grant":
-        return AccessLost(
-            "Criteo does not honour the consent of this connection any more. Connect the account again.",
-            code="consent-lost",
-        )
-    if error in ("invalid_client", "unauthorized_client") or (error is None and status == 401):
-        return AccessLost(
-            "Criteo does not know this pair of client id and secret. Check both in the Criteo connection "
-            "(login and password), or make a new pair in Criteo's developer portal.",
-            code="wrong-client-pair",
-        )
-    named = plain_words(error.replace("_", "-")) if isinstance(error, str) else ""
-    return AccessLost(
-        f"Criteo refuses the token call (HTTP {status}{named and ', ' + named}). "
-        "Check client id, secret and base URL in the Criteo connection.",
-        code="token-call-refused",
-    )

@@ -30,8 +30,9 @@ from criteo_provider.core.outcome import (
 )
 from criteo_provider.core.ports import SlotGate, Token, TokenStore
 from criteo_provider.criteo_api import wire
-from criteo_provider.criteo_api.auth import Access, ClientCredentials, Grant
+from criteo_provider.criteo_api.auth import Access
 from criteo_provider.criteo_api.failures import as_error, as_failure
+from criteo_provider.criteo_api.grants import ClientCredentials, Grant
 from criteo_provider.criteo_api.line import ClientSettings, Line, Reply
 
 UNAUTHORIZED = 401
@@ -58,7 +59,8 @@ _PASSING = frozenset(
 class CriteoClient:
     """Calls of one application to Criteo; thread-safe. Every call takes one slot of ``slots``.
 
-    ``interactive`` is for clients a person waits for: their calls take the next slot.
+    ``interactive`` is for clients a person waits for: their calls take the next slot. ``on_ad_accounts`` hears
+    how many ad accounts have consented, whenever somebody asks.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class CriteoClient:
         *,
         grant: Grant | None = None,
         interactive: bool = False,
+        on_ad_accounts: Callable[[int], None] = lambda _number: None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.settings = settings
         self._line = Line(settings, slots, transport=transport)
         self._interactive = interactive
+        self._on_ad_accounts = on_ad_accounts
         self._access = Access(self._line, tokens, grant or ClientCredentials(settings), interactive=interactive)
         self._segments = f"/{settings.api_version}/marketing-solutions/audience-segments"
 
@@ -132,7 +136,9 @@ class CriteoClient:
 
     def ad_accounts(self) -> tuple[wire.AdAccount, ...]:
         """List the ad accounts that consented; empty when nobody did."""
-        return wire.read_ad_accounts(self._ask("GET", f"/{self.settings.api_version}/advertisers/me"))
+        accounts = wire.read_ad_accounts(self._ask("GET", f"/{self.settings.api_version}/advertisers/me"))
+        self._on_ad_accounts(len(accounts))
+        return accounts
 
     def audiences(self, ad_account: str) -> Iterator[wire.AudienceInfo]:
         """Yield every audience of an ad account, whatever its type, each once."""

@@ -68,6 +68,17 @@ class ClientSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the stages of a call may take (seconds), and all of it."""
+
+    connect_s: float
+    read_s: float
+    write_s: float
+    pool_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """An answer as it came over the wire; an oversized or broken body is ``b""``."""
 
@@ -88,9 +99,7 @@ class Line:
         self._http = httpx.Client(
             base_url=settings.base_url.rstrip("/"),
             headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
-            timeout=httpx.Timeout(
-                connect=settings.connect_s, read=settings.read_s, write=settings.write_s, pool=settings.pool_s
-            ),
+            timeout=_timeout(settings),
             transport=transport,
         )
 
@@ -123,19 +132,23 @@ class Line:
         bearer: str | None = None,
         params: Mapping[str, int] | None = None,
         before_first_byte: Callable[[], None] | None = None,
+        patience: Patience | None = None,
     ) -> Reply | Trouble:
         """Make one call inside a slot taken before; what goes wrong comes back as a Trouble.
 
         ``before_first_byte`` is called before connecting and again right before the request's first byte;
-        what it raises ends the call with nothing sent.
+        what it raises ends the call with nothing sent. ``patience`` is for a call in more of a hurry.
         """
-        request = self._request(method, path, pieces, content_type, bearer, params)
+        deadline_s = time.monotonic() + (patience or self.settings).deadline_s
+        request = self._request(method, path, pieces, content_type, bearer, params, deadline_s)
+        if patience is not None:
+            request.extensions["timeout"] = _timeout(patience).as_dict()
         if before_first_byte is not None:
             before_first_byte()
             request.extensions["trace"] = _before_headers(before_first_byte)
         reply: Reply | Trouble
         try:
-            reply = self._answer(request, time.monotonic() + self.settings.deadline_s)
+            reply = self._answer(request, deadline_s)
         except (httpx.HTTPError, httpx.StreamError) as error:
             reply = _trouble(error)
         if isinstance(reply, Reply):  # outside of the handler, so that no exception carries the request along
@@ -150,12 +163,13 @@ class Line:
         content_type: str,
         bearer: str | None,
         params: Mapping[str, int] | None,
+        deadline_s: float,
     ) -> httpx.Request:
         headers = {"Authorization": f"Bearer {bearer}"} if bearer is not None else {}
         body = None
         if pieces:
             headers |= {"Content-Type": content_type, "Content-Length": str(sum(map(len, pieces)))}
-            body = _Slices(pieces, time.monotonic() + self.settings.deadline_s)
+            body = _Slices(pieces, deadline_s)
         return self._http.build_request(method, path, headers=headers, params=params, content=body)
 
     def _answer(self, request: httpx.Request, deadline_s: float) -> Reply:
@@ -194,6 +208,10 @@ class _Slices(httpx.SyncByteStream):
                 if time.monotonic() > self._deadline_s:
                     raise httpx.WriteTimeout("the deadline of the call is over")
                 yield piece[start : start + _SLICE]
+
+
+def _timeout(patience: Patience | ClientSettings) -> httpx.Timeout:
+    return httpx.Timeout(connect=patience.connect_s, read=patience.read_s, write=patience.write_s, pool=patience.pool_s)
 
 
 def _before_headers(check: Callable[[], None]) -> Callable[[str, Mapping[str, object]], None]:

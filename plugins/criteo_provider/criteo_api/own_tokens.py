@@ -29,7 +29,7 @@ class OwnTokens:
             self._lease_until_s = self.now_s() + lease_s
             return True
 
-    def finish_renewal(self, value: str, *, ends_at_s: float) -> Token:
+    def finish_renewal(self, value: str, *, ends_at_s: float, refresh_token: str | None = None) -> Token:
         """Store a new token and give the lease back."""
         with self._lock:
             serial = 1 if self._token is None else self._token.serial + 1

@@ -15,11 +15,11 @@ from criteo_provider.core.errors import CriteoSyncError, Misconfigured
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+    from criteo_provider.core.budget import GrantType
     from criteo_provider.wiring import CriteoConnection, House
 
 DEFAULT_BASE_URL = "https://api.criteo.com"
 DEFAULT_API_VERSION = "2026-07"
-DEFAULT_REQUESTS_PER_MINUTE = 250
 
 
 class CriteoHook(BaseHook):
@@ -63,6 +63,7 @@ def read_connection(connection: Connection) -> CriteoConnection:
     from criteo_provider.wiring import CriteoConnection
 
     conn_id, extra = connection.conn_id, connection.extra_dejson
+    base_url = _base_url(conn_id, connection.host, connection.port)
     if connection.conn_type not in (None, "", CriteoHook.conn_type):
         raise _wrong(conn_id, "Connection Type", f"is {connection.conn_type!r}", "choose Criteo")
     if not (connection.login or "").strip():
@@ -72,10 +73,13 @@ def read_connection(connection: Connection) -> CriteoConnection:
     return CriteoConnection(
         client_id=(connection.login or "").strip(),
         client_secret=connection.password,
-        base_url=_base_url(conn_id, connection.host, connection.port),
+        base_url=base_url,
         api_version=_api_version(conn_id, extra.get("api_version")),
         requests_per_minute=_requests_per_minute(conn_id, extra.get("requests_per_minute")),
         allowed_ad_accounts=_ad_accounts(extra.get("allowed_ad_accounts")),
+        grant_type=_grant_type(conn_id, extra.get("grant_type")),
+        refresh_token=_refresh_token(extra.get("refresh_token")),
+        consent_url=_consent_url(conn_id, extra.get("consent_url"), base_url),
     )
 
 
@@ -109,18 +113,48 @@ def _api_version(conn_id: str, given: Any) -> str:
     return version
 
 
-def _requests_per_minute(conn_id: str, given: Any) -> int:
+def _requests_per_minute(conn_id: str, given: Any) -> int | None:
     if given in (None, ""):
-        return DEFAULT_REQUESTS_PER_MINUTE
+        return None
     try:
         limit = int(given)
     except (TypeError, ValueError):
         limit = 0
     if limit < 1:
         raise _wrong(
-            conn_id, "Requests per minute", "is not a whole number above 0", f"use {DEFAULT_REQUESTS_PER_MINUTE}"
+            conn_id, "Requests per minute", "is not a whole number above 0", "leave it empty for what Criteo grants"
         )
     return limit
+
+
+def _grant_type(conn_id: str, given: Any) -> GrantType:
+    match str(given or "client_credentials").strip():
+        case "client_credentials":
+            return "client_credentials"
+        case "authorization_code":
+            return "authorization_code"
+        case _:
+            raise _wrong(
+                conn_id, "Grant type", "is not one Criteo knows", "choose client_credentials or authorization_code"
+            )
+
+
+def _refresh_token(given: Any) -> str:
+    # Airflow's connection form shows stars for a secret it does not hand out, and may save them.
+    text = str(given or "").strip()
+    return "" if text == "***" else text
+
+
+def _consent_url(conn_id: str, given: Any, base_url: str) -> str:
+    from criteo_provider.criteo_api.consent import default_consent_url
+
+    url = str(given or "").strip() or default_consent_url(base_url)
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+        raise _wrong(conn_id, "Consent page", "is not a web address", "leave it empty for Criteo's own")
+    if parts.scheme == "http" and not _is_near(parts.hostname):
+        raise _wrong(conn_id, "Consent page", "would show what belongs to you alone unencrypted", "use https://")
+    return url
 
 
 def _ad_accounts(given: Any) -> tuple[str, ...]:

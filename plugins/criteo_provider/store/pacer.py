@@ -83,6 +83,11 @@ def application_key(base_url: str, client_id: str) -> str:
     return hashlib.sha256(f"{base_url.strip().rstrip('/').lower()}\n{client_id.strip()}".encode()).hexdigest()
 
 
+def consent_key(application: str, conn_id: str) -> str:
+    """Return the stable name of one connection's consent to an application, which Criteo counts by itself."""
+    return hashlib.sha256(f"{application}\nauthorization_code\n{conn_id}".encode()).hexdigest()
+
+
 def create(engine: Engine) -> None:
     """Make the pacer's table unless it is there; any number of processes may do so at once."""
     if sa.inspect(engine).has_table(pacer.name):
@@ -128,6 +133,12 @@ class Pacer:
         self._spaced_next_s = 0.0
         create(engine)
         self._insert_row()
+
+    def allow(self, limit_per_min: int) -> None:
+        """Keep to another number of calls a minute from the next slot on."""
+        if limit_per_min != self.pace.limit_per_min:
+            self.pace = Pace(limit_per_min, self.pace.margin_s, self.pace.window_s)
+            self._sql = _Statements(self._engine.dialect.name, self.pace)
 
     def take(self, *, interactive: bool = False, spacing: int = 1) -> Slot:
         """Block until a slot is due, and return inside it; raise Busy when stopped or out of patience.

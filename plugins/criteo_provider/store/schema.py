@@ -314,9 +314,9 @@ metric = Table(
 token = Table(
     "token",
     metadata,
-    Column("application", Text, primary_key=True),
+    Column("holder", Text, primary_key=True),  # an application, or a consent given to one
     Column("serial", BigInteger, nullable=False, server_default=text("0")),
-    Column("key_id", Text),
+    Column("key_id", Text),  # of the Fernet key both are encrypted under
     Column("access", LargeBinary),
     Column("ends_at_s", BigInteger, nullable=False, server_default=text("0")),
     Column("refresh", LargeBinary),

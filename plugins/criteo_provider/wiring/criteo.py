@@ -6,27 +6,35 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from sqlalchemy import Engine
 
 from criteo_provider.core import identifiers
-from criteo_provider.core.errors import AccessLost, Busy, Misconfigured, Unavailable
+from criteo_provider.core.budget import budget_per_min
+from criteo_provider.core.errors import AccessLost, Busy, Unavailable
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import ClaimedRequest
 from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import TokenStore
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.failures import as_failure
-from criteo_provider.criteo_api.line import ClientSettings
+from criteo_provider.criteo_api.grants import AuthorizationCode, RefreshToken, exchange
+from criteo_provider.criteo_api.line import ClientSettings, Line
 from criteo_provider.criteo_api.own_tokens import OwnTokens
 from criteo_provider.criteo_api.wire import amendment_body
 from criteo_provider.store.clock import DatabaseClock
-from criteo_provider.store.pacer import Pacer, application_key
-from criteo_provider.store.tokens import LedgerTokens
-from criteo_provider.wiring.surroundings import Surroundings
+from criteo_provider.store.consent_tokens import ConsentTokens
+from criteo_provider.store.consents import Consent, Consents, no_cipher
+from criteo_provider.store.pacer import Pacer, application_key, consent_key
+from criteo_provider.store.tokens import Cipher, LedgerTokens, sealed
+from criteo_provider.wiring.surroundings import CriteoConnection, Surroundings
 
 # A person who waits at a page or a prompt rather hears "busy" than nothing.
 INTERACTIVE_PATIENCE_S = 30.0
+
+Role = Literal["current", "candidate"]
 
 
 class CriteoDoor:
@@ -41,31 +49,19 @@ class CriteoDoor:
     ) -> None:
         self._around, self._ledger_engine, self._pacer_engine, self._clock = around, ledger_engine, pacer_engine, clock
 
+    @cached_property
+    def consents(self) -> Consents:
+        """Who let the connections of grant type authorization_code in."""
+        return Consents(self._ledger_engine(), self._around.cipher, self._clock)
+
     def open(
         self, conn_id: str, stop: threading.Event | None = None, *, interactive: bool = False
     ) -> tuple[Pacer, CriteoClient]:
         """Return pacer and client of a connection; raises Misconfigured with the mend. Close the client."""
-        connection = self._around.criteo(conn_id)
-        if self._around.cipher is None:
-            raise Misconfigured(
-                "Airflow's Fernet key is empty, so Criteo's access tokens would be stored in plain text. "
-                "Set [core] fernet_key (AIRFLOW__CORE__FERNET_KEY) to a key of your own."
-            )
-        application = application_key(connection.base_url, connection.client_id)
-        patience = {"patience_s": INTERACTIVE_PATIENCE_S} if interactive else {}
-        pacer = Pacer(
-            self._pacer_engine(), application, limit_per_min=connection.requests_per_minute, stop=stop, **patience
-        )
-        # A check must see a wrong secret at once, and not the token that a right one has brought before.
-        tokens: TokenStore = (
-            OwnTokens()
-            if interactive
-            else LedgerTokens(self._ledger_engine(), application, self._around.cipher, self._clock)
-        )
-        settings = ClientSettings(
-            connection.client_id, connection.client_secret, connection.base_url, connection.api_version
-        )
-        return pacer, CriteoClient(settings, pacer, tokens, interactive=interactive)
+        connection, cipher = self._around.criteo(conn_id), self._cipher()
+        if connection.grant_type == "authorization_code" and connection.refresh_token:
+            self.consents.seed(conn_id, _application(connection), connection.refresh_token)
+        return self._open(conn_id, connection, cipher, stop, "current", interactive=interactive)
 
     @contextmanager
     def client(self, conn_id: str) -> Iterator[CriteoClient]:
@@ -73,6 +69,101 @@ class CriteoDoor:
         _, client = self.open(conn_id, interactive=True)
         with client:
             yield client
+
+    @contextmanager
+    def candidate_client(self, conn_id: str) -> Iterator[CriteoClient]:
+        """Open a client that speaks with the new consent of a connection, while the one in force goes on."""
+        connection, cipher = self._around.criteo(conn_id), self._cipher()
+        _, client = self._open(conn_id, connection, cipher, None, "candidate", interactive=True)
+        with client:
+            yield client
+
+    def exchange(self, conn_id: str, code: str, redirect_uri: str, verifier: str, by: str) -> Consent:
+        """Turn the code a person came back with into a new consent, still to be checked and put in force.
+
+        Raises Misconfigured, AccessLost, Busy or Unavailable; then nothing is kept.
+        """
+        connection, cipher = self._around.criteo(conn_id), self._cipher()
+        settings = _settings(connection)
+        sealed(cipher, code)  # a code is good once: better not used than used for tokens that cannot be kept
+        asked_at_s = self._clock.now_us() / 1e6
+        with Line(settings, self._pacer(conn_id, connection, None, "candidate", interactive=True)) as line:
+            granted = exchange(line, AuthorizationCode(settings, code, redirect_uri, verifier))
+        return self.consents.begin_candidate(
+            conn_id,
+            _application(connection),
+            refresh_token=granted.refresh_token or "",
+            access=granted.value,
+            ends_at_s=asked_at_s + granted.life_s,
+            by=by,
+            now_us=self._clock.now_us(),
+            seed=connection.refresh_token or None,
+        )
+
+    def pacer(self, conn_id: str) -> Pacer:
+        """Return the pacer of a connection, to be looked at."""
+        return self._pacer(conn_id, self._around.criteo(conn_id), None, "current", interactive=True)
+
+    def _open(
+        self,
+        conn_id: str,
+        connection: CriteoConnection,
+        cipher: Cipher,
+        stop: threading.Event | None,
+        role: Role,
+        *,
+        interactive: bool,
+    ) -> tuple[Pacer, CriteoClient]:
+        pacer = self._pacer(conn_id, connection, stop, role, interactive=interactive)
+        application, settings = _application(connection), _settings(connection)
+        if connection.grant_type == "client_credentials":
+            # A check must see a wrong secret at once, and not the token that a right one has brought before.
+            own = OwnTokens() if interactive else None
+            tokens: TokenStore = own or LedgerTokens(self._ledger_engine(), application, cipher, self._clock)
+            return pacer, CriteoClient(settings, pacer, tokens, interactive=interactive)
+        # Here a check speaks with the tokens of all: exchanging the refresh token for itself would take it from them.
+        store = ConsentTokens(self._ledger_engine(), conn_id, application, cipher, self._clock, role=role)
+
+        def counted(ad_accounts: int) -> None:
+            self.consents.counted(conn_id, ad_accounts, role=role)
+            pacer.allow(budget_per_min(connection.grant_type, ad_accounts, connection.requests_per_minute))
+
+        grant = RefreshToken(settings, store)
+        client = CriteoClient(settings, pacer, store, grant=grant, interactive=interactive, on_ad_accounts=counted)
+        return pacer, client
+
+    def _pacer(
+        self,
+        conn_id: str,
+        connection: CriteoConnection,
+        stop: threading.Event | None,
+        role: Role,
+        *,
+        interactive: bool,
+    ) -> Pacer:
+        application = _application(connection)
+        ad_accounts = None
+        key = application
+        if connection.grant_type == "authorization_code":
+            key = consent_key(application, conn_id)
+            known = self.consents.candidate(conn_id) if role == "candidate" else self.consents.current(conn_id)
+            ad_accounts = known.ad_accounts if known else None
+        limit = budget_per_min(connection.grant_type, ad_accounts, connection.requests_per_minute)
+        patience = {"patience_s": INTERACTIVE_PATIENCE_S} if interactive else {}
+        return Pacer(self._pacer_engine(), key, limit_per_min=limit, stop=stop, **patience)
+
+    def _cipher(self) -> Cipher:
+        if self._around.cipher is None:
+            raise no_cipher()
+        return self._around.cipher
+
+
+def _application(connection: CriteoConnection) -> str:
+    return application_key(connection.base_url, connection.client_id)
+
+
+def _settings(connection: CriteoConnection) -> ClientSettings:
+    return ClientSettings(connection.client_id, connection.client_secret, connection.base_url, connection.api_version)
 
 
 @dataclass(frozen=True, slots=True)

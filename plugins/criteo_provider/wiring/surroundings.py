@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from criteo_provider.core.budget import GrantType
 from criteo_provider.core.ports import Source
 from criteo_provider.settings.canvas import Canvas
 from criteo_provider.store.tokens import Cipher
@@ -14,15 +14,21 @@ from criteo_provider.store.tokens import Cipher
 
 @dataclass(frozen=True, slots=True)
 class CriteoConnection:
-    """One Criteo application as an Airflow connection describes it; no ad accounts named means all."""
+    """One Criteo application as an Airflow connection describes it; no ad accounts named means all.
+
+    ``requests_per_minute`` None: what the grant allows. ``refresh_token`` is what the connection brings along, if
+    anything; the one in use is in the ledger. ``consent_url`` is where people give their consent.
+    """
 
     client_id: str
     client_secret: str = field(repr=False)
     base_url: str
     api_version: str = "2026-07"
-    requests_per_minute: int = 250
+    requests_per_minute: int | None = None
     allowed_ad_accounts: tuple[str, ...] = ()
-    grant_type: Literal["client_credentials", "authorization_code"] = "client_credentials"
+    grant_type: GrantType = "client_credentials"
+    refresh_token: str = field(default="", repr=False)
+    consent_url: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from criteo_provider.store import accounts  # noqa: F401 - its tables belong to the same metadata
+from criteo_provider.store import accounts, schema_access  # noqa: F401 - their tables belong to the same metadata
 from criteo_provider.store.migrate import VERSION_TABLE
 from criteo_provider.store.schema import metadata
 

@@ -13,7 +13,39 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
+    _tokens_of_consents()
     _accounts()
+
+
+def _tokens_of_consents() -> None:
+    # An access token lives for 15 minutes and there were no others: nothing is carried over.
+    op.drop_table("token")
+    op.create_table(
+        "token",
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("serial", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=True),
+        sa.Column("access", sa.LargeBinary(), nullable=True),
+        sa.Column("ends_at_s", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("refresh", sa.LargeBinary(), nullable=True),
+        sa.Column("renewer_until_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("holder", name=op.f("pk_token")),
+    )
+    op.create_table(
+        "consent",
+        sa.Column("connection_id", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("application", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("given_by", sa.Text(), nullable=False),
+        sa.Column("given_us", sa.BigInteger(), nullable=False),
+        sa.Column("renewed_us", sa.BigInteger(), nullable=False),
+        sa.Column("dead_us", sa.BigInteger(), nullable=True),
+        sa.Column("seed", sa.Text(), nullable=True),
+        sa.Column("ad_accounts", sa.Integer(), nullable=True),
+        sa.Column("counted_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("connection_id", "role", name=op.f("pk_consent")),
+    )
 
 
 def _accounts() -> None:
