@@ -54,12 +54,16 @@ class EntryPlan:
     steps: tuple[StepPlan, ...]
 
 
-class EntryLedger(Protocol):
-    """What enter asks of the ledger; each verb is one transaction."""
+class Leases(Protocol):
+    """The right to read a source, for a while."""
 
     def hold_cursor(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None: ...
 
     def release_cursor(self, hold: CursorHold) -> None: ...
+
+
+class EntryLedger(Leases, Protocol):
+    """What enter asks of the ledger; each verb is one transaction."""
 
     def source_failed(self, canvas_id: str, sentence: str, *, now_us: int) -> None: ...
 
@@ -136,7 +140,7 @@ class Enter:
         if hold is None:
             return done
         try:
-            with self._lease_kept():
+            with lease_kept(self._ledger, self._plan.canvas_id, self._owner, self._now_us):
                 self._look_again(done, stop)
                 hold = self._read_on(hold, done, stop)
         except LostClaim:
@@ -178,31 +182,6 @@ class Enter:
                 self._seal(hold, gathered, done)
             raise
         return self._seal(hold, gathered, done) if gathered.pages else hold
-
-    @contextmanager
-    def _lease_kept(self) -> Iterator[None]:
-        """Keep the source ours from a thread of its own: its first page may be longer in coming than a lease lasts."""
-        over = threading.Event()
-
-        def renew() -> None:
-            while not over.wait(CURSOR_LEASE_S / 3):
-                try:
-                    self._ledger.hold_cursor(
-                        self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S
-                    )
-                except Exception as error:
-                    # The cursor's version still fences every seal; only work may be done twice.
-                    log.warning(
-                        "Canvas %s: the lease was not renewed (%s).", self._plan.canvas_id, type(error).__name__
-                    )
-
-        thread = threading.Thread(target=renew, name="criteo-cursor-lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
     def _seal(self, hold: CursorHold, gathered: _Gathered, done: Entered) -> CursorHold:
         people = self._packed(gathered.keys, gathered.columns)
@@ -277,6 +256,28 @@ class Enter:
 
     def _seen(self, units: Collection[str]) -> set[str]:
         return self._ledger.completed_units(self._plan.canvas_id, units)
+
+
+@contextmanager
+def lease_kept(ledger: Leases, canvas_id: str, owner: str, now_us: Callable[[], int]) -> Iterator[None]:
+    """Keep a source ours from a thread of its own: its first page may be longer in coming than a lease lasts."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(CURSOR_LEASE_S / 3):
+            try:
+                ledger.hold_cursor(canvas_id, owner, now_us=now_us(), lease_s=CURSOR_LEASE_S)
+            except Exception as error:
+                # The cursor's version still fences every seal; only work may be done twice.
+                log.warning("Canvas %s: the lease was not renewed (%s).", canvas_id, type(error).__name__)
+
+    thread = threading.Thread(target=renew, name="criteo-cursor-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: dict[str, list[object]]) -> None:

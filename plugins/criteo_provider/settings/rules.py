@@ -16,36 +16,38 @@ KINDS_OF_STEP = ("audience_sync", "delay")
 
 def check(data: Mapping[str, object]) -> Iterator[Finding]:
     """Find what no single key can know; passes over wrong shapes, which are named elsewhere."""
-    entry = _block(data.get("entry"))
-    identifiers = _block(entry.get("identifiers"))
-    yield from _source(_block(entry.get("source")), "source" in entry)
-    yield from _identifiers(identifiers, "identifiers" in entry)
-    yield from _conditions(("entry", "eligibility"), entry.get("eligibility"))
-    yield from _conditions(("entry", "consent", "require"), _block(entry.get("consent")).get("require"))
+    entry = block(data.get("entry"))
+    identifiers = block(entry.get("identifiers"))
+    yield from source_rules(("entry", "source"), block(entry.get("source")), declared="source" in entry)
+    yield from identifier_rules(("entry", "identifiers"), identifiers, declared="identifiers" in entry)
+    yield from condition_rules(("entry", "eligibility"), entry.get("eligibility"))
+    yield from condition_rules(("entry", "consent", "require"), block(entry.get("consent")).get("require"))
     if isinstance(steps := data.get("steps"), list):
-        blocks = [_block(step) for step in steps]
+        blocks = [block(step) for step in steps]
         yield from _kinds(blocks)
         yield from _ids(blocks)
         yield from _order(blocks)
         yield from _fields(blocks, identifiers)
 
 
-def _source(source: Mapping[str, object], declared: bool) -> Iterator[Finding]:
+def source_rules(place: Place, source: Mapping[str, object], *, declared: bool) -> Iterator[Finding]:
+    """Find what is wrong between the keys of a source."""
     chosen = [kind for kind in SOURCES if source.get(kind) is not None]
     if declared and len(chosen) != 1:
         found = f"has {' and '.join(chosen)} at once." if chosen else "names no source."
-        yield Finding(("entry", "source"), found, f"Keep exactly one of {', '.join(SOURCES)}.")
-    page = _block(_block(source.get("http")).get("page"))
-    place: Place = ("entry", "source", "http", "page")
+        yield Finding(place, found, f"Keep exactly one of {', '.join(SOURCES)}.")
+    page = block(block(source.get("http")).get("page"))
     needed = {"cursor": ("param", "next"), "page": ("param",), "offset": ("param", "size")}
     kind = page.get("kind")
     for key in needed.get(kind, ()) if isinstance(kind, str) else ():
         if page.get(key) in (None, ""):
-            yield Finding((*place, key), f"is missing, and pages of kind {kind} need it.", f"Add `{key}:`.")
+            yield Finding(
+                (*place, "http", "page", key), f"is missing, and pages of kind {kind} need it.", f"Add `{key}:`."
+            )
 
 
-def _identifiers(identifiers: Mapping[str, object], declared: bool) -> Iterator[Finding]:
-    place: Place = ("entry", "identifiers")
+def identifier_rules(place: Place, identifiers: Mapping[str, object], *, declared: bool) -> Iterator[Finding]:
+    """Find what is wrong between the columns of identifiers."""
     columns = {field: _column(written) for field, written in identifiers.items() if written is not None}
     if declared and not columns:
         yield Finding(place, "names no identifier, so nobody could be sent.", "Add `email:`.")
@@ -57,8 +59,9 @@ def _identifiers(identifiers: Mapping[str, object], declared: bool) -> Iterator[
         seen.setdefault(column, field)
 
 
-def _conditions(place: Place, conditions: object) -> Iterator[Finding]:
-    for column, condition in _block(conditions).items():
+def condition_rules(place: Place, conditions: object) -> Iterator[Finding]:
+    """Find conditions that cannot be used."""
+    for column, condition in block(conditions).items():
         try:
             eligibility.compile({column: condition})
         except Misconfigured as refusal:
@@ -101,7 +104,7 @@ def _order(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
         before, step = steps[at - 1], steps[at]
         if _kind(before) == _kind(step) == "delay":
             yield Finding(("steps", at), "is a delay right after a delay.", "Make one delay of the two.")
-        sync, sync_before = _block(step.get("audience_sync")), _block(before.get("audience_sync"))
+        sync, sync_before = block(step.get("audience_sync")), block(before.get("audience_sync"))
         if sync and sync == sync_before:
             yield Finding(("steps", at), "does the same as the step before it.", "Remove one of the two.")
 
@@ -109,7 +112,7 @@ def _order(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
 def _fields(steps: list[Mapping[str, object]], identifiers: Mapping[str, object]) -> Iterator[Finding]:
     declared = [field for field in FIELDS if identifiers.get(field) is not None]
     for at, step in enumerate(steps):
-        fields = _list(_block(step.get("audience_sync")).get("fields"))
+        fields = _list(block(step.get("audience_sync")).get("fields"))
         for index, field in enumerate(fields):
             place: Place = ("steps", at, "audience_sync", "fields", index)
             if field in FIELDS and declared and field not in declared:
@@ -119,7 +122,7 @@ def _fields(steps: list[Mapping[str, object]], identifiers: Mapping[str, object]
                 yield Finding(place, "is listed twice.", "Remove one.")
 
 
-def _block(value: object) -> Mapping[str, object]:
+def block(value: object) -> Mapping[str, object]:
     """Return a block of named keys, empty where there is something else."""
     if not isinstance(value, Mapping):
         return {}
@@ -131,7 +134,7 @@ def _list(value: object) -> list[object]:
 
 
 def _column(written: object) -> str | None:
-    column = _block(written).get("column") if isinstance(written, Mapping) else written
+    column = block(written).get("column") if isinstance(written, Mapping) else written
     return column.strip() if isinstance(column, str) else None
 
 

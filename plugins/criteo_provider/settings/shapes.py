@@ -38,45 +38,45 @@ _PATTERNS = {
 }
 
 
-def findings(error: ValidationError) -> Iterator[Finding]:
-    """Tell each of pydantic's errors about a canvas as a place, what is wrong and how to mend it."""
+def findings(error: ValidationError, root: type[BaseModel] = Canvas) -> Iterator[Finding]:
+    """Tell each of pydantic's errors about a canvas (or another file) as a place, what is wrong and how to mend it."""
     for detail in error.errors(include_url=False, include_input=False):
-        yield _finding(detail)
+        yield _finding(detail, root)
 
 
-def _finding(detail: ErrorDetails) -> Finding:
+def _finding(detail: ErrorDetails, root: type[BaseModel]) -> Finding:
     kind, context = detail["type"], detail.get("ctx", {})
     place: Place = tuple(part for part in detail["loc"] if part != "[key]")
     if kind == "canvas":
         return Finding(place, str(context["what"]), str(context["mend"]))
     if kind == "extra_forbidden":
-        return Finding(place, "is not a key that belongs here.", _nearest(str(place[-1]), place[:-1]))
+        return Finding(place, "is not a key that belongs here.", _nearest(str(place[-1]), place[:-1], root))
     if kind == "invalid_key" or detail["loc"][-1:] == ("[key]",):
         return Finding(place, "has a key that is not text.", "Put the key in quotes.")
     if kind == "string_pattern_mismatch":
-        return Finding(place, _PATTERNS[str(place[-1])], _example(place))
+        return Finding(place, _PATTERNS[str(place[-1])], _example(place, root))
     what = _PLAIN_WORDS.get(kind, "is not what belongs here.").format(**context)
-    return Finding(place, what.replace("'", ""), _example(place))
+    return Finding(place, what.replace("'", ""), _example(place, root))
 
 
-def _nearest(key: str, block: Place) -> str:
-    known = list(_keys(_model_at(block)))
+def _nearest(key: str, block: Place, root: type[BaseModel]) -> str:
+    known = list(_keys(_model_at(block, root)))
     close = get_close_matches(key, known, n=1)
     return f"Did you mean {close[0]}?" if close else f"Keys here are: {', '.join(known)}."
 
 
-def _example(place: Place) -> str:
+def _example(place: Place, root: type[BaseModel]) -> str:
     """Show how the nearest key with an example is written."""
     while place and isinstance(place[-1], int):
         place = place[:-1]
     key = str(place[-1]) if place else ""
-    field = _keys(_model_at(place[:-1])).get(key)
+    field = _keys(_model_at(place[:-1], root)).get(key)
     return f"Write it like `{key}: {field.examples[0]}`." if field and field.examples else "Correct it."
 
 
-def _model_at(place: Place) -> type[BaseModel] | None:
+def _model_at(place: Place, root: type[BaseModel]) -> type[BaseModel] | None:
     """Follow the keys of a place down the models."""
-    model: type[BaseModel] | None = Canvas
+    model: type[BaseModel] | None = root
     for part in place:
         if isinstance(part, str):
             field = _keys(model).get(part)

@@ -17,7 +17,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     update,
 )
 
@@ -30,10 +29,12 @@ from criteo_provider.core.model import (
     Role,
 )
 from criteo_provider.store.intents import drop_superseded
+from criteo_provider.store.opt_outs import lock_claims
 from criteo_provider.store.schema import audience, canvas, part, request, step
 from criteo_provider.store.standings import refold, spans_from_text
 from criteo_provider.store.troubles import Troubles
 from criteo_provider.store.unwanted import close_unwanted
+from criteo_provider.store.withdraw import close_opted_out
 
 # A merged request of many small chunks must still settle in one short transaction.
 MAX_PARTS = 2_000
@@ -45,8 +46,6 @@ SHORT_ATTEMPTS = 3
 LOOKS = 20
 # A sign that waits behind a barrier keeps the other one back for so long; who waits may not be at work just now.
 TURN_US = 10_000_000
-# Claims are serialised on PostgreSQL as SQLite serialises them by itself; the number is only a name.
-_CLAIM_LOCK = 0x43524954454F
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +79,7 @@ class ClaimTerms:
 
 def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedRequest | None:
     """Claim the next request of a connection, or None when nothing may be sent now."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})
+    lock_claims(connection)
     reclaim_expired(connection, now_us=now_us)
     troubles = Troubles(connection, terms.connection_id, now_us)
     for _ in range(LOOKS):
@@ -91,6 +89,7 @@ def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedR
         if lane is None:
             return None
         rows = _parts(connection, lane, terms, now_us, newest_first=_is_fresh_turn(lane))
+        rows = close_opted_out(connection, rows, now_us=now_us)
         rows = drop_superseded(connection, rows, now_us=now_us)
         if rows:
             is_probe = troubles.is_probe(lane.audience_id, lane.ad_account)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 from sqlalchemy import ColumnElement, Connection, func, insert, select, text, update
 
+from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import (
     AudienceKey,
     CanvasDeclaration,
@@ -36,8 +37,11 @@ def declare(
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _DECLARE_LOCK})
     plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
     kept = {*plans, *broken}
-    connection.execute(update(canvas).where(canvas.c.id.not_in(kept), canvas.c.declared).values(declared=False))
-    _pause(connection, step.c.canvas_id.not_in(kept), now_us)
+    gone = canvas.c.id.not_in(kept) & ~canvas.c.id.startswith(FEED_PREFIX, autoescape=True)
+    connection.execute(update(canvas).where(gone, canvas.c.declared).values(declared=False))
+    # The removals of an opt-out feed go on whatever becomes of its file.
+    gone = step.c.canvas_id.not_in(kept) & ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
+    _pause(connection, gone, now_us)
     return plans
 
 

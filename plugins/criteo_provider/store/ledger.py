@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, delete, select, update
+from sqlalchemy import Connection, Engine, Row, select, update
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core import identifiers as forms
-from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.model import (
     CanvasDeclaration,
     ClaimedPart,
@@ -26,6 +25,7 @@ from criteo_provider.core.spans import slots
 from criteo_provider.store import claim as claiming
 from criteo_provider.store import declare, laws, metrics, seal, settle, troubles
 from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.opt_out_verbs import OptOuts
 from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
 from criteo_provider.store.standings import spans_from_text
 
@@ -40,6 +40,7 @@ class Ledger:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.opt_outs = OptOuts(engine, self._write)
 
     # --- canvases
 
@@ -122,8 +123,7 @@ class Ledger:
         """Write the people a second look has found, and end that look; LostClaim when another process did."""
 
         def verb(connection: Connection) -> None:
-            if connection.execute(delete(look).where(look.c.id == look_id)).rowcount != 1:
-                raise LostClaim(f"Another process has taken the second look {look_id}.")
+            seal.end_look(connection, look_id)
             if again is not None:
                 seal.keep_look(connection, canvas_id, again, now_us=now_us)
             seal.seal(connection, canvas_id, people, steps, now_us=now_us)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from criteo_provider.core.batching import unsendable
 from criteo_provider.core.errors import LostClaim
@@ -112,6 +112,12 @@ def keep_look(connection: Connection, canvas_id: str, wanted: Look, *, now_us: i
             marks=wanted.marks,
         )
     )
+
+
+def end_look(connection: Connection, look_id: int) -> None:
+    """End a second look: LostClaim when another process did."""
+    if connection.execute(delete(look).where(look.c.id == look_id)).rowcount != 1:
+        raise LostClaim(f"Another process has taken the second look {look_id}.")
 
 
 def enter_due_steps(connection: Connection, *, now_us: int, limit: int = 500) -> int:

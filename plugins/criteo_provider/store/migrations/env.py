@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from criteo_provider.store import accounts, schema_access  # noqa: F401 - their tables belong to the same metadata
+# Tables of rooms of their own belong to the same metadata.
+from criteo_provider.store import (  # noqa: F401
+    accounts,
+    schema_access,
+    schema_opt_outs,
+)
 from criteo_provider.store.migrate import VERSION_TABLE
 from criteo_provider.store.schema import metadata
 

@@ -1,0 +1,276 @@
+"""Withdrawn consent in the ledger: nobody who opted out is sent, who was sent is removed, and the numbers add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from criteo_provider.core.consent import FeedDeclaration, Withdrawal, key_marks, value_marks
+from criteo_provider.core.model import ClaimedRequest, Operation
+from criteo_provider.core.outcome import Unavailable
+from criteo_provider.store import opt_outs
+from tests.world import World, canvas, crowd, digest, step
+
+FEED = "opt_outs/do_not_sell"
+
+
+def by_key(*numbers: int, taken_back: bool = False) -> list[Withdrawal]:
+    """The rows of a feed that names user keys."""
+    return [Withdrawal("user_key", mark, taken_back) for mark in key_marks([f"user-{n}" for n in numbers])]
+
+
+def by_email(*numbers: int) -> list[Withdrawal]:
+    """The rows of a feed that names addresses."""
+    return [Withdrawal("email_sha256", mark) for mark in value_marks("email_sha256", map(digest, numbers))]
+
+
+class OptOutWorld(World):
+    """A world with one opt-out feed, and a Criteo that remembers its lists."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.lists: dict[int, set[bytes]] = {}
+        self.declare_feed(None)
+
+    def declare_feed(self, canvases: tuple[str, ...] | None) -> None:
+        feed = FeedDeclaration(FEED, "Do not sell", "privacy-team", 13 * 3600, repr(canvases), canvases)
+        self.ledger.opt_outs.declare([feed], now_us=self.now_us)
+
+    def tell(self, *told: Withdrawal, follow: bool = True) -> None:
+        """Let the feed say something, and look for the people it names."""
+        self.pass_time(1)
+        hold = self.ledger.hold_cursor(FEED, "me", now_us=self.now_us, lease_s=30)
+        assert hold is not None
+        self.ledger.opt_outs.withdraw(hold, told, position=1, units=(), looks=(), now_us=self.now_us)
+        self.ledger.release_cursor(hold)
+        self.pass_time(1)
+        while follow and self.ledger.opt_outs.follow(now_us=self.now_us):
+            pass
+
+    def accept(self, claimed: ClaimedRequest) -> None:
+        """Let Criteo take a request."""
+        members = self.lists.setdefault(claimed.audience_id, set())
+        sent = set(self.sent(claimed))
+        self.lists[claimed.audience_id] = members | sent if claimed.operation is Operation.ADD else members - sent
+        self.settle(claimed)
+
+    def drain(self) -> None:
+        """Send whatever is due."""
+        while claimed := self.claim() or self.claim_retry():
+            self.accept(claimed)
+
+    def members(self) -> set[bytes]:
+        """Everybody in any list."""
+        return set().union(*self.lists.values())
+
+
+@pytest.fixture
+def world(ledger_url: str) -> Iterator[OptOutWorld]:
+    world = OptOutWorld(ledger_url)
+    yield world
+    world.close()
+
+
+def test_a_pending_person_who_opts_out_is_not_sent_any_more(world: OptOutWorld) -> None:
+    """At the sixth hour of retries whoever has opted out meanwhile is left out, and counts as Not Synced."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1, 2, 3]))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, Unavailable("503", "Criteo is away."))
+    world.pass_time(6 * 3600)
+    world.tell(*by_key(2), follow=False)
+    again = world.claim()
+    assert again is not None
+    assert set(world.sent(again)) == {digest(1), digest(3)}
+    world.accept(again)
+    assert world.numbers("add") == (3, 2, 1, 0, 0)
+    (numbers,) = (one for one in world.ledger.numbers(now_us=world.now_us) if one.step == "add")
+    assert numbers.not_synced_reasons == {"consent withdrawn": 1}
+
+
+def test_pending_people_are_closed_without_an_attempt(world: OptOutWorld) -> None:
+    """While nothing can be sent for hours, an opt-out still makes its person Not Synced within one look."""
+    world.declare(canvas("vip", step("add")), resolve=False)
+    world.enter("vip", crowd([1, 2]))
+    world.tell(*by_email(1))
+    assert world.numbers("add") == (2, 0, 1, 1, 0)
+
+
+def test_a_synced_person_who_opts_out_is_removed_everywhere(world: OptOutWorld) -> None:
+    """Each audience this ledger added somebody to gets a removal, with the identifiers that were sent."""
+    world.declare(
+        canvas("vip", step("add"), step("add_too", audience="Others", position=1)), canvas("quiet", step("add_quiet"))
+    )
+    world.enter("vip", crowd([1, 2, 3]))
+    world.enter("quiet", crowd([3, 4]))
+    world.drain()
+    assert world.members() == {digest(n) for n in (1, 2, 3, 4)}
+    world.tell(*by_key(3))
+    world.drain()
+    assert world.members() == {digest(n) for n in (1, 2, 4)}
+    removed = [one for one in world.ledger.numbers(now_us=world.now_us) if one.canvas == FEED]
+    assert sorted((one.audience, one.operation) for one in removed) == [("Others", "remove"), ("Shoppers", "remove")]
+    assert all(one.entered == one.synced + one.not_synced and one.pending == 0 for one in removed)
+    assert world.ledger.opt_outs.counts() == {FEED: (1, 0)}
+
+
+def test_an_identifier_names_its_person(world: OptOutWorld) -> None:
+    """An address that opts out takes everybody who was sent with it out of the list."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1, 2]))
+    world.drain()
+    world.tell(*by_email(1))
+    world.drain()
+    assert world.members() == {digest(2)}
+
+
+def test_who_enters_after_opting_out_is_counted_and_not_sent(world: OptOutWorld) -> None:
+    """A person known to have opted out enters, is Not Synced, and leaves the ledger for nowhere."""
+    world.declare(canvas("vip", step("add")))
+    world.tell(*by_key(1))
+    world.enter("vip", crowd([1]))
+    assert world.claim() is None
+    assert world.numbers("add") == (1, 0, 1, 0, 0)
+
+
+def test_a_taken_back_opt_out_lets_later_entries_in_only(world: OptOutWorld) -> None:
+    """Who entered before the opt-out was taken back stays out; an entry after it is sent, and stays in the list."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1, 2]))
+    world.drain()
+    world.tell(*by_key(1))
+    world.enter("vip", crowd([1]))
+    world.tell(*by_key(1, taken_back=True))
+    world.drain()
+    assert world.members() == {digest(2)}
+    world.pass_time(1)
+    world.enter("vip", crowd([1]))
+    world.drain()
+    assert world.members() == {digest(1), digest(2)}
+    assert world.ledger.opt_outs.counts() == {FEED: (0, 1)}
+
+
+def test_a_removal_that_comes_late_does_not_undo_a_later_entry(world: OptOutWorld) -> None:
+    """Followed only after opt-out, taking back and entering anew, the removal is of the first entry alone."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.drain()
+    world.tell(*by_key(1), follow=False)
+    world.tell(*by_key(1, taken_back=True), follow=False)
+    world.pass_time(1)
+    world.enter("vip", crowd([1]))
+    world.drain()
+    world.tell()
+    world.drain()
+    assert world.members() == {digest(1)}
+
+
+def test_in_flight_when_the_opt_out_came(world: OptOutWorld) -> None:
+    """Whoever is on the way to Criteo while opting out is removed behind the request in flight."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1, 2]))
+    flying = world.claim()
+    assert flying is not None
+    world.tell(*by_key(2))
+    assert world.claim() is None  # a change of sign waits for what is in flight
+    world.accept(flying)
+    assert world.members() == {digest(1), digest(2)}
+    world.drain()
+    assert world.members() == {digest(1)}
+
+
+def test_a_delayed_step_of_somebody_who_opted_out_sends_nobody(world: OptOutWorld) -> None:
+    """A step reached after the opt-out counts its person as Not Synced the moment it is reached."""
+    world.declare(canvas("vip", step("add", delay_s=3600)))
+    world.enter("vip", crowd([1, 2]))
+    world.tell(*by_key(1))
+    world.pass_time(3600)
+    world.ledger.enter_due_steps(now_us=world.now_us)
+    assert world.numbers("add") == (2, 0, 1, 1, 0)
+    world.drain()
+    assert world.members() == {digest(2)}
+
+
+def test_removals_are_never_held_back(world: OptOutWorld) -> None:
+    """A pending removal of somebody who opts out is still sent."""
+    world.declare(canvas("stop", step("remove", Operation.REMOVE)))
+    world.enter("stop", crowd([1]))
+    world.tell(*by_key(1))
+    claimed = world.claim()
+    assert claimed is not None
+    assert world.sent(claimed) == [digest(1)]
+    world.accept(claimed)
+
+
+def test_an_opt_out_of_one_canvas_leaves_the_others_alone(world: OptOutWorld) -> None:
+    """A feed for one canvas holds back and removes what that canvas sent, and nothing else."""
+    world.declare_feed(("quiet",))
+    world.declare(canvas("vip", step("add")), canvas("quiet", step("add_quiet", audience="Quiet")))
+    world.enter("vip", crowd([1]))
+    world.enter("quiet", crowd([1]))
+    world.drain()
+    world.tell(*by_key(1))
+    world.drain()
+    assert sorted(map(len, world.lists.values())) == [0, 1]
+
+
+def test_a_feed_that_is_gone_does_not_give_consent_back(world: OptOutWorld) -> None:
+    """Removing a feed's file stops nothing: its opt-outs hold, and its removals go on."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.drain()
+    world.tell(*by_key(1))
+    world.ledger.opt_outs.declare([], now_us=world.now_us)
+    world.declare(canvas("vip", step("add")))
+    world.drain()
+    assert world.members() == set()
+    world.enter("vip", crowd([1]))
+    assert world.claim() is None
+
+
+def test_telling_the_same_twice_changes_nothing(world: OptOutWorld) -> None:
+    """A feed that is read anew adds no opt-out and no removal."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.drain()
+    for _ in range(2):
+        world.tell(*by_key(1), *by_key(1))
+        world.drain()
+    assert world.ledger.opt_outs.counts() == {FEED: (1, 0)}
+    (removal,) = (one for one in world.ledger.numbers(now_us=world.now_us) if one.canvas == FEED)
+    assert (removal.entered, removal.synced) == (1, 1)
+
+
+def test_two_followers_seal_each_removal_once(world: OptOutWorld) -> None:
+    """A process that finds its stretch followed by another writes nothing."""
+    from criteo_provider.store import withdraw
+    from criteo_provider.store.engine import reading, writing
+
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.drain()
+    world.tell(*by_key(1), follow=False)
+    with reading(world.engine) as connection:
+        stretch = withdraw.next_stretch(connection)
+    assert stretch is not None
+    found = []
+    for _ in range(2):
+        with writing(world.engine) as connection:
+            found.append(withdraw.follow(connection, stretch, now_us=world.now_us))
+    assert found == [1, None]
+    assert not world.ledger.opt_outs.is_unfinished()
+    world.drain()
+
+
+def test_many_names_pass_the_sieve(world: OptOutWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many people are asked about at once the sieve finds exactly whom a look-up finds, old and new opt-outs."""
+    monkeypatch.setattr(opt_outs, "FEW", 0)
+    world.declare(canvas("vip", step("add")))
+    world.tell(*by_email(*range(0, 300, 3)))
+    for first in (0, 150):
+        world.tell(*by_key(first + 1))
+        world.enter("vip", crowd(range(first, first + 150)))
+        world.drain()
+    assert world.members() == {digest(n) for n in range(300) if n % 3 and n not in (1, 151)}
