@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from criteo_provider.core.errors import SourceFailed
-from criteo_provider.flow.enter import Enter
+from criteo_provider.flow.enter import Entered
 from criteo_provider.flow.upload import Upload
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 SWEEP_EVERY_S = 5.0
 PROGRESS_EVERY_S = 2.0
 HOUSEKEEPING_EVERY_S = 0.5
+# Who has withdrawn consent is known before anybody is sent, unless a feed is slow; then claims learn it later.
+FEEDS_FIRST_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,20 @@ class Progress:
     given_up: int
 
 
+class Enters(Protocol):
+    """Reads one source to its end, over and over."""
+
+    @property
+    def done(self) -> Entered: ...
+
+    def tick(self, stop: threading.Event) -> Entered: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One canvas to be entered: its Enter, how often to look (seconds), and whether it may be tried now."""
+    """One source to be read: by what, how often to look (seconds), and whether it may be tried now."""
 
-    enter: Enter
+    enter: Enters
     canvas_id: str
     every_s: float
     may_try: Callable[[], bool]
@@ -51,11 +63,15 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Housekeeping:
-    """What has to happen while people move: steps fall due, claims expire, and when nothing is left to send."""
+    """What has to happen while people move: steps fall due, claims expire, and when nothing is left to send.
+
+    ``follow_opt_outs`` takes out a few of those who opted out after they were sent, and is False when nobody is left.
+    """
 
     enter_due_steps: Callable[[], int]
     sweep: Callable[[], int]
     nothing_due: Callable[[], bool]
+    follow_opt_outs: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -76,6 +92,7 @@ def drain(
     senders: Mapping[str, Sender],
     housekeeping: Housekeeping,
     *,
+    feeds: Sequence[Reader] = (),
     quiet_s: float,
     stop: threading.Event,
     ending: threading.Event,
@@ -88,8 +105,13 @@ def drain(
     """
     began_s = time.monotonic()
     counts = _Counts()
-    threads = [
+    threads = [_thread(counts, ending, _read, feed, counts, ending) for feed in feeds]
+    while len(counts.first_looks) < len(feeds) and time.monotonic() - began_s < FEEDS_FIRST_S:
+        if stop.wait(0.02) or ending.is_set():
+            break
+    threads += [
         *(_thread(counts, ending, _read, reader, counts, ending) for reader in readers),
+        _thread(counts, ending, _follow, housekeeping, counts, ending),
         *(_thread(counts, ending, sender.upload.run, ending, counts.busy) for sender in senders.values()),
         *(_thread(counts, ending, _resolve, sender, counts, ending) for sender in senders.values()),
     ]
@@ -107,7 +129,7 @@ def drain(
                 on_progress(_progress(counts, readers, senders))
             if max_s is not None and now_s - began_s >= max_s:
                 break
-            looked = len(counts.first_looks) == len(readers)
+            looked = len(counts.first_looks) == len(readers) + len(feeds)
             if looked and now_s - counts.busy_s >= quiet_s and _at_rest(senders) and housekeeping.nothing_due():
                 break
             stop.wait(HOUSEKEEPING_EVERY_S)
@@ -156,6 +178,16 @@ def _resolve(sender: Sender, counts: _Counts, ending: threading.Event) -> None:
         if sender.resolve():
             counts.busy()
         ending.wait(HOUSEKEEPING_EVERY_S)
+
+
+def _follow(housekeeping: Housekeeping, counts: _Counts, ending: threading.Event) -> None:
+    while not ending.is_set():
+        if housekeeping.follow_opt_outs():
+            counts.busy()
+            # Sealing and claiming have their turn between two stretches.
+            ending.wait(0.02)
+        else:
+            ending.wait(HOUSEKEEPING_EVERY_S)
 
 
 def _at_rest(senders: Mapping[str, Sender]) -> bool:

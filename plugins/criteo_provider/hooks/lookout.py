@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Connections may be corrected and configuration mended while nothing is edited in the include folder.
 REOPEN_AFTER_S = 60.0
-
+_WATCHED = ("canvases/*.y*ml", "opt_outs/*.y*ml", "segments/*.sql")
 
 Stamp = frozenset[tuple[str, int, int]]
 
@@ -105,5 +105,5 @@ def _settle(future: asyncio.Future[Waiting], answer: Waiting | Exception) -> Non
 def canvases_stamp() -> Stamp:
     """Return what the canvases and their SQL look like from outside: names, sizes, times of change."""
     folder = include_folder()
-    stats = {str(file): file.stat() for file in (*folder.glob("canvases/*.y*ml"), *folder.glob("segments/*.sql"))}
+    stats = {str(file): file.stat() for kind in _WATCHED for file in folder.glob(kind)}
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())

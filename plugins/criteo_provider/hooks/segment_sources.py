@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from criteo_provider.core.ports import Source
     from criteo_provider.sources.paged_http import HttpAnswer
+    from criteo_provider.wiring.surroundings import Sourced
 
 HTTP_TIMEOUT_S = 30
 _BACKTICKS = frozenset({"mysql", "gcpbigquery", "hiveserver2", "hive_cli", "databricks", "spark_sql"})
@@ -40,13 +41,13 @@ class SegmentSources:
         self._ask = ask
         self._built: dict[str, Source] = {}
 
-    def of(self, canvas: declared.Canvas) -> Source:
+    def of(self, canvas: Sourced) -> Source:
         """Return the source of ``canvas``; raises Misconfigured naming the canvas, the connection and the mend."""
         if canvas.fingerprint not in self._built:
             self._built[canvas.fingerprint] = self._build(canvas)
         return self._built[canvas.fingerprint]
 
-    def _build(self, canvas: declared.Canvas) -> Source:
+    def _build(self, canvas: Sourced) -> Source:
         match canvas.entry.source.chosen:
             case declared.SqlSource() as sql:
                 return self._sql(canvas, sql)
@@ -59,7 +60,7 @@ class SegmentSources:
 
                 return DataFrameSource(python.callable, cursor=python.cursor, columns=canvas.entry.columns)
 
-    def _sql(self, canvas: declared.Canvas, sql: declared.SqlSource) -> Source:
+    def _sql(self, canvas: Sourced, sql: declared.SqlSource) -> Source:
         from criteo_provider.sources.sql import SqlSource
 
         wanted_by = _key(canvas, "sql.connection")
@@ -88,7 +89,7 @@ class SegmentSources:
             )
         return hook
 
-    def _files(self, canvas: declared.Canvas, files: declared.FilesSource) -> Source:
+    def _files(self, canvas: Sourced, files: declared.FilesSource) -> Source:
         from criteo_provider.sources.files import FilesSource
 
         root: Any = self._include / files.path  # an absolute path stays what it is
@@ -106,7 +107,7 @@ class SegmentSources:
             file_format=files.format,
         )
 
-    def _http(self, canvas: declared.Canvas, http: declared.HttpSource) -> Source:
+    def _http(self, canvas: Sourced, http: declared.HttpSource) -> Source:
         from criteo_provider.sources.paged_http import PagedHttpSource, Paging
 
         page = http.page
@@ -150,7 +151,9 @@ def _paramstyle(hook: Any) -> str:
     return str(told or _PARAMSTYLES.get(hook.placeholder, "format"))
 
 
-def _key(canvas: declared.Canvas, key: str) -> str:
+def _key(canvas: Sourced, key: str) -> str:
+    if canvas.entry is canvas:  # a feed
+        return f"feed {canvas.id}, source.{key}"
     return f"canvas {canvas.id}, entry.source.{key}"
 
 

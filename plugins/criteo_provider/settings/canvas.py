@@ -58,8 +58,7 @@ def _seconds(written: object) -> int:
     return seconds
 
 
-def some(items: tuple[T, ...]) -> tuple[T, ...]:
-    """Refuse an empty list."""
+def _some(items: tuple[T, ...]) -> tuple[T, ...]:
     if not items:  # asked last: pydantic's own check counts no item that is wrong by itself
         raise PydanticCustomError("too_short", "is empty")
     return items
@@ -80,7 +79,7 @@ def _as_column(written: object) -> object:
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ConnectionId = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[\w.\-]+$")]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(some)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed), AfterValidator(_some)]
 OrColumn = Annotated[T, BeforeValidator(_as_column)]  # a bare name stands for a block with that column
 Parameter = Annotated[str, BeforeValidator(_digits)]
 IdentifierField = Literal["email", "madid", "gum", "identity_link"]
@@ -189,7 +188,7 @@ class EmailColumn(Block):
     """A column of e-mail addresses, plain or hashed, and the hashes to send for plain ones."""
 
     column: Text = Field(examples=["email"])
-    hashes: Annotated[tuple[EmailHash, ...], BeforeValidator(_listed), AfterValidator(some)] = Field(
+    hashes: Annotated[tuple[EmailHash, ...], BeforeValidator(_listed), AfterValidator(_some)] = Field(
         default=(EmailHash.SHA256,), alias="hash", examples=["sha256"]
     )
     input: EmailInput = Field(default=EmailInput.AUTO, examples=["auto"])
@@ -284,7 +283,7 @@ class AudienceSync(Block):
     audience: Annotated[Text, StringConstraints(max_length=MAX_AUDIENCE_CHARS)] = Field(
         examples=["High-value customers"]
     )
-    fields: Annotated[tuple[IdentifierField, ...], AfterValidator(some)] = Field(examples=["[email, madid]"])
+    fields: Annotated[tuple[IdentifierField, ...], AfterValidator(_some)] = Field(examples=["[email, madid]"])
 
 
 class Step(Block):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from criteo_provider.core import eligibility
 from criteo_provider.core.consent import FEED_PREFIX, FeedDeclaration
@@ -29,11 +29,12 @@ from criteo_provider.settings.canvas import (
     Seconds,
     Source,
     Text,
-    some,
+    Texts,
 )
 from criteo_provider.settings.documents import read_document, yaml_files
 from criteo_provider.settings.problems import Finding, Problem, in_file
 
+ALL = "all"
 FIRST_KEYS = "name, owner, source, user_key, canvases"
 
 
@@ -68,7 +69,7 @@ class OptOutFeed(Block):
     source: Source = Field(examples=["{sql: ...}"])
     user_key: Text | None = Field(default=None, examples=["customer_id"])
     identifiers: FeedIdentifiers | None = Field(default=None, examples=["{email: email}"])
-    canvases: Literal["all"] | Annotated[tuple[Text, ...], AfterValidator(some)] = Field(examples=["all"])
+    canvases: Texts = Field(examples=["all"])
     taken_back: Annotated[dict[Text, Any], BeforeValidator(_conditions)] = Field(
         default={}, examples=["{status: opted_in}"]
     )
@@ -114,7 +115,7 @@ class OptOutFeed(Block):
     @property
     def declaration(self) -> FeedDeclaration:
         """What the ledger has to know of this feed."""
-        canvases = None if self.canvases == "all" else tuple(self.canvases)
+        canvases = None if ALL in self.canvases else self.canvases
         return FeedDeclaration(self.id, self.name, self.owner, self.retry_for_s, self.fingerprint, canvases)
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 from sqlalchemy import Engine
@@ -31,8 +31,9 @@ from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.wiring.accounts import Accounts, Permit
+from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
-from criteo_provider.wiring.reading import reader_of
+from criteo_provider.wiring.reading import is_ahead, reader_of
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
 # A claim holds for the longest a request can take, the longest a slot may be waited for, and some breath.
@@ -83,7 +84,9 @@ class House:
                     enter_due_steps=lambda: ledger.enter_due_steps(now_us=now_us()),
                     sweep=lambda: ledger.sweep(now_us=now_us()),
                     nothing_due=lambda: not ledger.open_work(now_us=now_us()).anything_due(chosen),
+                    follow_opt_outs=self.consent.follow if chosen is Role.FRESH else lambda: False,
                 ),
+                feeds=self.consent.readers() if chosen is Role.FRESH else [],
                 quiet_s=float(quiet_s) if chosen is Role.FRESH else 0.0,
                 stop=stop,
                 ending=ending,
@@ -148,6 +151,11 @@ class House:
         return Accounts(self.around, self.canvases.canvases, lambda: self.ledger, self.criteo, now_us)
 
     @cached_property
+    def consent(self) -> Consent:
+        """The opt-out feeds, and what became of the people they name."""
+        return Consent(self.around, lambda: self.ledger, lambda: self._clock.now_us(), self._owner)
+
+    @cached_property
     def _engine(self) -> Engine:
         engine = open_engine(self.around.ledger_url)
         self._closing.append(engine.dispose)
@@ -177,19 +185,13 @@ class House:
         ]
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
-        problems: list[str] = []
-        ahead = False
+        ahead, told = self.consent.ahead(now_us)
+        problems = list(told)
         for canvas in self.canvases.canvases:
-            if canvas.id not in self._plans or not self.ledger.may_probe("source", canvas.id, now_us=now_us):
+            if canvas.id not in self._plans:
                 continue
             try:
-                seen = partial(self.ledger.completed_units, canvas.id)
-                position = self.ledger.position(canvas.id)
-                ahead = ahead or self.around.source(canvas).is_ahead(position, seen)
-                # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
-                sql = canvas.entry.source.sql
-                grace_s = sql.late_commit_s if sql else 0.0
-                ahead = ahead or self.ledger.look_presses(canvas.id, now_us=now_us, grace_s=grace_s)
+                ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, now_us=now_us)
             except CriteoSyncError as error:
                 problems.append(f"Canvas {canvas.id}: {error}")
         return ahead, tuple(problems)

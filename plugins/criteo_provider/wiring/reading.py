@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from criteo_provider.core.errors import Misconfigured, SourceFailed
 from criteo_provider.core.model import StepPlan
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
 from criteo_provider.flow.drain import Reader
 from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
-from criteo_provider.settings.canvas import Canvas
+from criteo_provider.flow.withdraw import FeedPlan, Withdraw
+from criteo_provider.settings.canvas import Canvas, IdentifierColumn
+from criteo_provider.settings.opt_outs import OptOutFeed
 from criteo_provider.store.ledger import Ledger
+from criteo_provider.wiring.surroundings import Sourced
+
+# An opt-out that was committed is known this soon, also while a backfill drains.
+FEED_EVERY_S = 2.5
 
 
 def reader_of(
     canvas: Canvas,
     steps: Sequence[StepPlan],
-    source: Callable[[Canvas], Source],
+    source: Callable[[Sourced], Source],
     ledger: Ledger,
     now_us: Callable[[], int],
     owner: str,
 ) -> Reader:
     """Return what enters the people of ``canvas`` into ``steps``."""
-    columns = canvas.entry.identifiers.columns
     plan = EntryPlan(
         canvas.id,
         canvas.entry.user_key,
-        tuple(
-            FieldColumn(one.field, one.column, one.caller_id, tuple(one.email_hashes), one.email_input)
-            for one in columns
-        ),
+        _fields(canvas.entry.identifiers.columns),
         canvas.entry.rule,
         tuple(steps),
     )
@@ -44,10 +46,47 @@ def reader_of(
     )
 
 
-class LazySource:
-    """Builds the source of a canvas when it is first read; what is misconfigured fails like any source."""
+def feed_reader_of(
+    feed: OptOutFeed,
+    source: Callable[[Sourced], Source],
+    ledger: Ledger,
+    now_us: Callable[[], int],
+    owner: str,
+) -> Reader:
+    """Return what reads an opt-out feed."""
+    plan = FeedPlan(
+        feed.id, feed.user_key, _fields(feed.identifier_columns), feed.taken_back_rule if feed.taken_back else None
+    )
+    return Reader(
+        Withdraw(plan, LazySource(source, feed), ledger, ledger.opt_outs, now_us, owner),
+        feed.id,
+        FEED_EVERY_S,
+        may_try=lambda: ledger.may_probe("source", feed.id, now_us=now_us()),
+        succeeded=lambda: ledger.healed("source", feed.id, now_us=now_us()),
+    )
 
-    def __init__(self, build: Callable[[Canvas], Source], canvas: Canvas) -> None:
+
+def is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, *, now_us: int) -> bool:
+    """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
+    if not ledger.may_probe("source", of.id, now_us=now_us):
+        return False
+    if source(of).is_ahead(ledger.position(of.id), partial(ledger.completed_units, of.id)):
+        return True
+    # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
+    sql = of.entry.source.sql
+    return ledger.look_presses(of.id, now_us=now_us, grace_s=sql.late_commit_s if sql else 0.0)
+
+
+def _fields(columns: Sequence[IdentifierColumn]) -> tuple[FieldColumn, ...]:
+    return tuple(
+        FieldColumn(one.field, one.column, one.caller_id, tuple(one.email_hashes), one.email_input) for one in columns
+    )
+
+
+class LazySource:
+    """Builds the source of a canvas or feed when it is first read; what is misconfigured fails like any source."""
+
+    def __init__(self, build: Callable[[Sourced], Source], canvas: Sourced) -> None:
         self._build, self._canvas = build, canvas
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:

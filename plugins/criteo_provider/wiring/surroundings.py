@@ -9,7 +9,11 @@ from pathlib import Path
 from criteo_provider.core.budget import GrantType
 from criteo_provider.core.ports import Source
 from criteo_provider.settings.canvas import Canvas
+from criteo_provider.settings.opt_outs import OptOutFeed
 from criteo_provider.store.tokens import Cipher
+
+# What has a source of its own.
+Sourced = Canvas | OptOutFeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Surroundings:
     include_folder: Path
     ledger_url: str = field(repr=False)
     criteo: Callable[[str], CriteoConnection]
-    source: Callable[[Canvas], Source]
+    source: Callable[[Sourced], Source]
     cipher: Cipher | None
     executor: str = "LocalExecutor"
 

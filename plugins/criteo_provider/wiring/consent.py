@@ -1,0 +1,61 @@
+"""Consent: the opt-out feeds of a deployment, read like any source and followed to everybody who was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from criteo_provider.core.consent import FEED_PREFIX
+from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.flow.drain import Reader
+from criteo_provider.settings.opt_outs import Feeds, OptOutFeed, load_feeds
+from criteo_provider.store.ledger import Ledger
+from criteo_provider.wiring.reading import feed_reader_of, is_ahead
+from criteo_provider.wiring.surroundings import Surroundings
+
+
+class Consent:
+    """The facet of the house about withdrawn consent."""
+
+    def __init__(
+        self, around: Surroundings, ledger: Callable[[], Ledger], now_us: Callable[[], int], owner: str
+    ) -> None:
+        self.feeds: Feeds = load_feeds(around.include_folder)
+        self._around, self._ledger, self._now_us, self._owner = around, ledger, now_us, owner
+
+    def readers(self) -> list[Reader]:
+        """Return what reads each feed."""
+        return [
+            feed_reader_of(feed, self._around.source, self._ledger(), self._now_us, self._owner)
+            for feed in self._declared
+        ]
+
+    def ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
+        """Tell whether a feed has something new or opt-outs are to be followed, and which feeds cannot be looked at."""
+        ahead, problems = False, []
+        for feed in self._declared:
+            try:
+                ahead = ahead or is_ahead(feed, self._around.source, self._ledger(), now_us=now_us)
+            except CriteoSyncError as error:
+                problems.append(f"Feed {feed.id}: {error}")
+        return ahead or self._ledger().opt_outs.is_unfinished(), tuple(problems)
+
+    def follow(self) -> bool:
+        """Remove some of the people who opted out after they were sent; False when nobody is left."""
+        return self._ledger().opt_outs.follow(now_us=self._now_us())
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return, for each feed, how many opt-outs hold now and how many were taken back."""
+        declared = {feed.id: (0, 0) for feed in self._declared}
+        return declared | self._ledger().opt_outs.counts()
+
+    @cached_property
+    def _declared(self) -> tuple[OptOutFeed, ...]:
+        now_us = self._now_us()
+        ledger = self._ledger()
+        ledger.opt_outs.declare([feed.declaration for feed in self.feeds.feeds], now_us=now_us)
+        for problem in self.feeds.problems:
+            # Nobody would notice that nobody opts out any more: a broken feed is told like a broken source.
+            key = FEED_PREFIX + problem.file.stem
+            ledger.trouble("source", key, code="misconfigured", sentence=str(problem), now_us=now_us)
+        return self.feeds.feeds
