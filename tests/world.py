@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
 from criteo_provider.core.batching import pack
 from criteo_provider.core.identifiers import Form, encode
@@ -21,11 +22,13 @@ from criteo_provider.core.model import (
 )
 from criteo_provider.core.outcome import Accepted, Outcome
 from criteo_provider.store.claim import ClaimTerms
+from criteo_provider.store.clock import DatabaseClock
 from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
+from criteo_provider.store.schema import part
 
-START_US = 1_800_000_000_000_000
+START_US = 4_000_000_000_000_000  # far ahead: by the database's own clock, which the view reads, nothing is overdue
 HOUR_US = 3_600_000_000
 
 
@@ -66,6 +69,22 @@ def canvas(name: str, *steps: StepDeclaration, retry_for_s: float = 13 * 3600) -
     return CanvasDeclaration(
         name, name.title(), "growth-team", "criteo_default", retry_for_s, repr(steps), tuple(steps)
     )
+
+
+def view_rows(engine: Engine, step_name: str, *, now_us: int) -> list[dict[str, Any]]:
+    """The rows of ``user_status`` as they read at ``now_us``: the view knows no clock but the database's.
+
+    For the length of a look, deadlines are as far from that clock as they are from ``now_us``.
+    """
+    ahead_us = now_us - DatabaseClock(engine).now_us()
+    query = text("SELECT * FROM user_status WHERE step = :step")
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        connection.execute(update(part).values(deadline_us=part.c.deadline_us - ahead_us))
+        rows = [dict(row._mapping) for row in connection.execute(query, {"step": step_name})]
+        connection.rollback()
+    return rows
 
 
 class World:
@@ -129,10 +148,12 @@ class World:
         return found.entered, found.synced, found.not_synced, found.pending, found.errored
 
     def statuses(self, step_name: str) -> dict[str, str]:
-        """What the per-user view says."""
-        query = text("SELECT user_key, status FROM user_status WHERE step = :step")
-        with self.engine.connect() as connection:
-            return {row.user_key: row.status for row in connection.execute(query, {"step": step_name})}
+        """What the per-user view says, were the database's clock at this moment."""
+        return {row["user_key"]: row["status"] for row in self.seen(step_name)}
+
+    def seen(self, step_name: str) -> list[dict[str, Any]]:
+        """The rows of the per-user view of a step, were the database's clock at this moment."""
+        return view_rows(self.engine, step_name, now_us=self.now_us)
 
     def close(self) -> None:
         """Prove the laws, and let go."""

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect, select, text, update
+from sqlalchemy import Connection, Engine, inspect, select, text, update
 
 from criteo_provider.core.errors import LedgerRefused
+from criteo_provider.store import migrate, schema_order
 from criteo_provider.store.engine import open_engine, writing
 from criteo_provider.store.migrate import VERSION_TABLE, current, refuse_if_foreign, upgrade
 from criteo_provider.store.schema import metadata, origin
@@ -43,6 +46,7 @@ def test_the_migrations_end_at_the_schema(ledger_url: str) -> None:
             "compare_server_default": True,
             "include_name": lambda name, kind, _parents: kind != "table" or name in metadata.tables,
         }
+        assert {schema_order.earlier.name, schema_order.requeue.name} <= set(metadata.tables)
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
         looked_at = inspect(connection)
         assert set(metadata.tables) <= set(looked_at.get_table_names())
@@ -115,6 +119,53 @@ def test_a_failed_upgrade_leaves_nothing_behind(ledger_url: str) -> None:
         connection.execute(text("DROP TABLE upload"))
     assert upgrade(engine, now_us=START_US) == current(engine)
     engine.dispose()
+
+
+def test_an_older_ledger_with_people_in_it_upgrades(ledger_url: str) -> None:
+    """People pending in a ledger of the first revision go on as they were, and removals will look back."""
+    engine = open_engine(ledger_url)
+    with writing(engine) as connection:
+        _upgrade_to("0001", connection)
+        for statement in FIRST_PEOPLE:
+            connection.execute(text(statement))
+    upgrade(engine, now_us=START_US)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT user_key, step, status FROM user_status ORDER BY user_key, step")).all()
+        looks = connection.execute(text("SELECT operation, look_back, again FROM part ORDER BY operation")).all()
+    assert rows == [("user-1", "join", "Pending"), ("user-1", "leave", "Pending")]
+    assert [tuple(look) for look in looks] == [("add", 0, False), ("remove", 1, False)]
+    engine.dispose()
+
+
+FIRST_PEOPLE = (
+    "INSERT INTO canvas VALUES ('tour', 'Tour', 'team', 'criteo_default', 46800000000, 'x', true, 1)",
+    "INSERT INTO audience (id, connection_id, ad_account, name) VALUES (1, 'criteo_default', '1001', 'Shoppers')",
+    "INSERT INTO chunk (id, canvas_id, sealed_us, people, user_keys) VALUES (1, 'tour', 1, 1, '[\"user-1\"]')",
+    *(
+        statement
+        for number, name, operation in ((1, "join", "add"), (2, "leave", "remove"))
+        for statement in (
+            f"INSERT INTO step (id, canvas_id, name, position, declared) VALUES ({number}, 'tour', '{name}', 0, true)",
+            "INSERT INTO step_version (id, step_id, audience_id, operation, fields, delay_s, is_last, since_us) "
+            f"VALUES ({number}, {number}, 1, '{operation}', '[]', 0, false, 1)",
+            "INSERT INTO stage (id, chunk_id, step_id, version_id, state, enters_us, people, status, pending, synced, "
+            f"not_synced, errored) VALUES ({number}, 1, {number}, {number}, 1, 1, 1, 0, 1, 0, 0, 0)",
+            f"INSERT INTO upload (id, stage_id, form, identifiers) VALUES ({number}, {number}, 'email_sha256', 1)",
+            "INSERT INTO part (upload_id, stage_id, chunk_id, step_id, audience_id, operation, form, identifier_type, "
+            f"spans, identifiers, intent_us, state, attempts, due_us, narrow_level) VALUES ({number}, {number}, 1, "
+            f"{number}, 1, '{operation}', 'email_sha256', 'email', '[[0,1]]', 1, 1, 1, 0, 1, 0)",
+        )
+    ),
+)
+
+
+def _upgrade_to(revision: str, connection: Connection) -> None:
+    """Bring a ledger to an earlier revision."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def test_a_ledger_of_a_later_release_is_refused_with_a_sentence(ledger_url: str) -> None:

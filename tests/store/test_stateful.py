@@ -74,18 +74,19 @@ def sealed(people: list[tuple[int, bool, bool]]) -> SealedPeople:
 
 @dataclass
 class Intent:
-    """One identifier of one entry on its way to one audience; ``reached_us`` is None while a delay is running."""
+    """One identifier of one entry on its way to one audience; not ``reached`` while a delay is running."""
 
     audience_id: int
     operation: Operation
     value: bytes
     place: tuple[int, int, str, int]  # chunk, step, form, ordinal
     sequence: int
-    reached_us: int | None
+    ends_us: int  # when its delay is over
+    reached: bool
 
     @property
     def order(self) -> tuple[int, int]:
-        return self.reached_us or 0, self.sequence
+        return self.ends_us, self.sequence
 
 
 @dataclass
@@ -171,10 +172,11 @@ class Stories(RuleBasedStateMachine):
                     continue
                 ordinals = [ordinal for span in held.present for ordinal in range(span.first, span.last)]
                 for ordinal, value in zip(ordinals, decode(held.blob, Form(held.form)), strict=True):
-                    reached_us = None if plan.delay_s else self.world.now_us
+                    ends_us = self.world.now_us + round(plan.delay_s * 1e6)
                     place = (chunk_id, plan.step_id, held.form, ordinal)
                     sequence = len(self.intents)
-                    self.intents.append(Intent(plan.audience_id, plan.operation, value, place, sequence, reached_us))
+                    intent = Intent(plan.audience_id, plan.operation, value, place, sequence, ends_us, not plan.delay_s)
+                    self.intents.append(intent)
 
     @rule(role=st.sampled_from(Role))
     def claim(self, role: Role) -> None:
@@ -258,8 +260,7 @@ class Stories(RuleBasedStateMachine):
             query = select(stage.c.chunk_id, stage.c.step_id).where(stage.c.state == StageState.ENTERED)
             reached = {tuple(row) for row in connection.execute(query)}
         for intent in self.intents:
-            if intent.reached_us is None and intent.place[:2] in reached:
-                intent.reached_us = self.world.now_us
+            intent.reached = intent.reached or intent.place[:2] in reached
 
     @rule()
     def sweep(self) -> None:
@@ -426,7 +427,7 @@ class Stories(RuleBasedStateMachine):
     def _lists_equal_the_last_intents(self) -> None:
         fates = self._fates()
         last: dict[tuple[int, str, bytes], Intent] = {}
-        for intent in sorted((one for one in self.intents if one.reached_us is not None), key=lambda one: one.order):
+        for intent in sorted((one for one in self.intents if one.reached), key=lambda one: one.order):
             last[intent.audience_id, intent.place[2], intent.value] = intent
         for (audience_id, form, value), intent in last.items():
             state, reason, _, declared = fates[intent.place]

@@ -15,6 +15,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     or_,
     select,
     update,
@@ -28,6 +29,7 @@ from criteo_provider.core.model import (
     PartState,
     Role,
 )
+from criteo_provider.store.clock import is_over
 from criteo_provider.store.intents import drop_superseded
 from criteo_provider.store.opt_outs import lock_claims
 from criteo_provider.store.schema import audience, canvas, part, request, step
@@ -102,7 +104,7 @@ def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedR
 def reclaim_expired(connection: Connection, *, now_us: int) -> int:
     """Open the parts of requests whose owner has let the lease run out; return how many requests that were."""
     lost = connection.execute(
-        select(request.c.id).where(request.c.state == "in_flight", request.c.lease_until_us < now_us)
+        select(request.c.id).where(request.c.state == "in_flight", is_over(request.c.lease_until_us + 1, now_us))
     ).scalars()
     ids = list(lost)
     if ids:
@@ -198,7 +200,7 @@ def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, 
 
 
 def _wanted(candidates: Sequence[Lane], now_us: int) -> Lane | None:
-    turn = candidates[0].turn if candidates[0].turn_until_us >= now_us else None
+    turn = candidates[0].turn if now_us <= candidates[0].turn_until_us <= now_us + TURN_US else None
     if turn is not None:
         # Whose turn it is may be work of the other DAG: then nobody here is wanted.
         candidates = [lane for lane in candidates if lane.operation.value == turn]
@@ -330,7 +332,7 @@ def _in_flight(connection: Connection, audience_ids: Iterable[int], now_us: int)
     query = select(request.c.audience_id, request.c.operation).where(
         request.c.audience_id.in_(list(audience_ids)),
         or_(request.c.state == "in_flight", request.c.state == "unknown"),
-        request.c.lease_until_us >= now_us,
+        not_(is_over(request.c.lease_until_us + 1, now_us)),
     )
     signs: dict[int, set[str]] = {}
     for row in connection.execute(query):

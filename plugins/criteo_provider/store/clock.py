@@ -6,15 +6,23 @@ import threading
 import time
 from typing import Protocol
 
-from sqlalchemy import Engine, text
+from sqlalchemy import ColumnElement, Engine, or_, text
 
 # A machine's monotonic clock drifts by less than 50 ppm, so a minute costs at most 3 ms.
 REFRESH_S = 60.0
+
+# Whatever is put off or leased is so for less than this: what is further ahead was written by a clock set back since.
+FURTHEST_US = 3_600_000_000
 
 _NOW = {
     "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400000000.0",
     "postgresql": "SELECT extract(epoch FROM clock_timestamp()) * 1000000",
 }
+
+
+def is_over(moment: ColumnElement[int], now_us: int) -> ColumnElement[bool]:
+    """The condition that a lease or a wait has ended, or was set by a clock that has stepped back since."""
+    return or_(moment <= now_us, moment > now_us + FURTHEST_US)
 
 
 class Clock(Protocol):

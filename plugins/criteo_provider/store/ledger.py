@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, not_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core import identifiers as forms
@@ -24,6 +24,7 @@ from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import claim as claiming
 from criteo_provider.store import declare, laws, metrics, seal, settle, troubles
+from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, writing
 from criteo_provider.store.opt_out_verbs import OptOuts
 from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
@@ -64,7 +65,7 @@ class Ledger:
                 update(source_cursor)
                 .where(
                     source_cursor.c.canvas_id == canvas_id,
-                    (source_cursor.c.owner == owner) | (source_cursor.c.lease_until_us <= now_us),
+                    (source_cursor.c.owner == owner) | is_over(source_cursor.c.lease_until_us, now_us),
                 )
                 .values(owner=owner, lease_until_us=now_us + round(lease_s * 1e6))
                 .returning(source_cursor.c.position, source_cursor.c.version)
@@ -188,10 +189,12 @@ class Ledger:
         self._write(lambda connection: settle.release(connection, claimed, now_us=now_us))
 
     def sweep(self, *, now_us: int) -> int:
-        """Take back expired claims, start the clocks of people held back, record who is past the deadline."""
+        """Take back expired claims and who was given up too early, start clocks, record who is past the deadline."""
 
         def verb(connection: Connection) -> int:
             claiming.reclaim_expired(connection, now_us=now_us)
+            settle.set_right(connection, now_us=now_us)
+            settle.revive(connection, now_us=now_us)
             settle.start_clocks(connection, now_us=now_us)
             return settle.expire(connection, now_us=now_us)
 
@@ -211,7 +214,7 @@ class Ledger:
                     audience.c.connection_id == connection_id,
                     audience.c.ad_account.in_(ad_accounts),
                     audience.c.criteo_id.is_(None),
-                    audience.c.resolver_until_us <= now_us,
+                    is_over(audience.c.resolver_until_us, now_us),
                     audience.c.id.in_(select(part.c.audience_id).where(part.c.state == PartState.OPEN)),
                     ~metrics.stopped(now_us),
                 )
@@ -269,9 +272,9 @@ class Ledger:
 
     def may_probe(self, scope: str, key: str, *, now_us: int) -> bool:
         """Tell whether there is no such trouble, or it wants to be tried again now."""
-        query = select(trouble.c.next_probe_us).where(trouble.c.scope == scope, trouble.c.key == key)
+        held = trouble.c.scope == scope, trouble.c.key == key, not_(is_over(trouble.c.next_probe_us, now_us))
         with self.engine.connect() as connection:
-            return (connection.execute(query).scalar() or 0) <= now_us
+            return connection.execute(select(trouble.c.key).where(*held)).first() is None
 
     def connections(self) -> dict[str, set[str]]:
         """Return the Airflow connections that audiences are reached through, with the ad accounts behind each."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, not_, or_, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status
 from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.claim import sendable
+from criteo_provider.store.clock import FURTHEST_US, is_over
 from criteo_provider.store.schema import (
     audience,
     part,
@@ -52,7 +53,7 @@ class OpenWork:
     due_retry: int
     due_steps: int
     unresolved: int
-    overdue: int
+    overdue: int  # what only a sweep sets right
     next_due_us: int | None
 
     def anything_due(self, role: Role) -> bool:
@@ -124,7 +125,8 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
     due = select(func.count()).select_from(part).join(step, step.c.id == part.c.step_id)
     resolved = due.join(audience, audience.c.id == part.c.audience_id).where(audience.c.criteo_id.is_not(None))
     # A known trouble keeps its people back; only the probe of it is work.
-    if connection.execute(select(trouble.c.scope).where(trouble.c.next_probe_us > now_us).limit(1)).first():
+    held = not_(is_over(trouble.c.next_probe_us, now_us))
+    if connection.execute(select(trouble.c.scope).where(held).limit(1)).first():
         resolved = resolved.where(~stopped(now_us))
     waiting = stage.c.state == StageState.WAITING
     return OpenWork(
@@ -144,11 +146,19 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
         ).scalar_one(),
         overdue=connection.execute(
             due.where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
-        ).scalar_one(),
+        ).scalar_one()
+        + _astray(connection, now_us),
         next_due_us=connection.execute(
             select(func.min(part.c.due_us)).where(part.c.state == PartState.OPEN)
         ).scalar_one(),
     )
+
+
+def _astray(connection: Connection, now_us: int) -> int:
+    """Count what only a sweep sets right: given up before the deadline, or put off by a clock that has stepped back."""
+    early = select(func.count()).where(part.c.state == PartState.ERRORED, part.c.deadline_us > now_us)
+    far = select(func.count()).where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US)
+    return int(connection.execute(early).scalar_one()) + int(connection.execute(far).scalar_one())
 
 
 def full_requests_waiting(connection: Connection, *, now_us: int) -> int:
@@ -164,7 +174,7 @@ def full_requests_waiting(connection: Connection, *, now_us: int) -> int:
 
 def stopped(now_us: int) -> ColumnElement[bool]:
     """The condition that a known trouble holds an audience back, its next probe not being due yet."""
-    held = trouble.c.next_probe_us > now_us
+    held = not_(is_over(trouble.c.next_probe_us, now_us))
     keys = or_(
         and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
         and_(

@@ -46,7 +46,8 @@ def retry_later(
     for row in rows:
         by_attempts.setdefault(row.attempts, []).append(row)
     for attempts, alike in by_attempts.items():
-        pause_s = max(wait_s or 0.0, retry_wait_s(attempts, jitter=jitter))
+        # A time Criteo names is waited out first: whoever was named the same does not come back at once together.
+        pause_s = (wait_s or 0.0) + retry_wait_s(attempts, jitter=jitter)
         reopen(connection, alike, now_us + round(pause_s * 1e6), reason=sentence, **values)
 
 

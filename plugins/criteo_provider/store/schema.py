@@ -244,6 +244,9 @@ part = Table(
     Column("narrow_level", SmallInteger, nullable=False),  # 0 may be merged, 1 goes alone, more: halves
     Column("narrow_root", BigInteger),  # the request whose refusal is being narrowed
     Column("narrow_group", BigInteger),  # parts that go into one request together while narrowing
+    Column("look_back", SmallInteger, nullable=False, server_default=text("0")),  # 1: a removal not looked up yet
+    Column("earlier_id", BigInteger),  # its identifiers are those of this row of ``earlier``, not of the chunk
+    Column("again", Boolean, nullable=False, server_default=text("false")),  # repeats what others have settled
     Index("ix_part_stage", "stage_id"),
     Index("ix_part_request", "request_id", sqlite_where=text("state = 2"), postgresql_where=text("state = 2")),
     Index(
@@ -259,6 +262,13 @@ part = Table(
         "deadline_us",
         sqlite_where=text("state = 1 AND deadline_us IS NOT NULL"),
         postgresql_where=text("state = 1 AND deadline_us IS NOT NULL"),
+    ),
+    Index("ix_part_errored", "deadline_us", sqlite_where=text("state = 5"), postgresql_where=text("state = 5")),
+    Index(
+        "ix_part_look_back",
+        "audience_id",
+        sqlite_where=text("look_back = 1"),
+        postgresql_where=text("look_back = 1"),
     ),
     Index("ix_part_intent", "audience_id", "operation", "intent_us"),
     Index(

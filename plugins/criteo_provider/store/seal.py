@@ -136,7 +136,8 @@ def enter_due_steps(connection: Connection, *, now_us: int, limit: int = 500) ->
         connection.execute(
             update(part)
             .where(part.c.stage_id.in_(stage_ids), part.c.state == PartState.WAITING)
-            .values(state=PartState.OPEN, intent_us=now_us, due_us=now_us)
+            # Their intent is as old as the end of the delay, however late they are let in.
+            .values(state=PartState.OPEN, due_us=now_us)
         )
         refold(connection, stage_ids, cause="due steps", now_us=now_us, entering=True)
     return len(stage_ids)

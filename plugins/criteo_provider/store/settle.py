@@ -19,6 +19,7 @@ from criteo_provider.core.outcome import (
     Unavailable,
 )
 from criteo_provider.core.spans import from_ordinals, size
+from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.intents import people_of, split
 from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
@@ -86,6 +87,28 @@ def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> 
     )
 
 
+def revive(connection: Connection, *, now_us: int) -> int:
+    """Pick up again whoever was given up before the deadline; return how many parts that were."""
+    stage_ids = list(
+        connection.execute(
+            update(part)
+            .where(part.c.state == PartState.ERRORED, part.c.deadline_us > now_us)
+            .values(state=PartState.OPEN, request_id=None, due_us=now_us)
+            .returning(part.c.stage_id)
+        ).scalars()
+    )
+    close_unwanted(connection, set(stage_ids))
+    refold(connection, set(stage_ids), cause="errored too early", now_us=now_us)
+    return len(stage_ids)
+
+
+def set_right(connection: Connection, *, now_us: int) -> None:
+    """Let go on what waits for a moment further ahead than any wait: the clock has stepped back since."""
+    connection.execute(
+        update(part).where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US).values(due_us=now_us)
+    )
+
+
 def expire(connection: Connection, *, now_us: int) -> int:
     """Record as Errored whatever is past its deadline with nothing in flight; return how many parts that were."""
     overdue = connection.execute(
@@ -113,8 +136,10 @@ def expire(connection: Connection, *, now_us: int) -> int:
 
 
 def start_clocks(connection: Connection, *, now_us: int) -> None:
-    """Start the patience clock of people who are due and held back by a known trouble."""
+    """Start the patience clock of people who are due and held back by a known trouble, from when both were so."""
+    later = func.max if connection.dialect.name == "sqlite" else func.greatest
     for row in connection.execute(select(trouble)).all():
+        since = later(part.c.due_us, literal(row.since_us, BigInteger))
         connection.execute(
             update(part)
             .where(
@@ -124,7 +149,7 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.audience_id.in_(audiences_of(row.scope, row.key)),
                 part.c.step_id.in_(select(step.c.id).where(step.c.declared)),
             )
-            .values(deadline_us=literal(now_us, BigInteger) + _patience(), reason=row.sentence)
+            .values(deadline_us=since + _patience(), reason=row.sentence)
         )
 
 

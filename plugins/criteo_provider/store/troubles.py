@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
@@ -25,7 +26,8 @@ class Troubles:
     def __init__(self, connection: Connection, connection_id: str, now_us: int) -> None:
         self._connection_id = connection_id
         rows = connection.execute(select(trouble)).all()
-        self._due = {(row.scope, row.key): row.next_probe_us <= now_us for row in rows}
+        # A probe further ahead than any is put off was set before the clock stepped back.
+        self._due = {(row.scope, row.key): not now_us < row.next_probe_us <= now_us + FURTHEST_US for row in rows}
 
     def admits(self, audience_id: int, ad_account: str) -> bool:
         """Whether nothing stops this audience, or all that stops it wants a probe now."""

@@ -1,44 +1,126 @@
-"""One row per user and step, for people and SQL tools, on both engines."""
+"""One row per user and step, for people and SQL tools, on both engines.
+
+Whoever is past the deadline with nothing else open reads as Errored at once, by the clock of the database, though no
+sweep has recorded it yet: ``late`` holds the stages with such people, ``live`` those of them where others go on.
+"""
 
 from __future__ import annotations
 
-# SQLite seeks the one exception that could hold the ordinal: 0.5 µs a user. PostgreSQL joins by hash instead.
-_SQLITE = """
+_LATE = "(part.state = 1 AND part.deadline_us <= clock.now_us)"
+_REASON = "coalesce(part.reason, 'Criteo was never reached.')"
+_COVERS = """(SELECT {what} FROM part CROSS JOIN clock CROSS JOIN {spans}
+                  WHERE part.stage_id = stage.id AND {which}
+                    AND {ordinal} >= {first} AND {ordinal} < {last})"""
+
+_VIEW = """
 CREATE VIEW user_status AS
-SELECT step.canvas_id AS canvas, step.name AS step, people.value AS user_key,
-       CASE coalesce(exception.status, stage.status)
-            WHEN 0 THEN 'Pending' WHEN 1 THEN 'Synced' WHEN 2 THEN 'Not Synced' ELSE 'Errored' END AS status,
-       CASE WHEN exception.status IS NULL THEN stage.reason ELSE exception.reason END AS reason,
-       stage.enters_us AS entered_us, stage.chunk_id AS chunk_id, people.key AS ordinal
-FROM stage
-JOIN step ON step.id = stage.step_id
-JOIN chunk ON chunk.id = stage.chunk_id
-JOIN json_each(chunk.user_keys) AS people
-LEFT JOIN stage_exception AS exception
-  ON exception.stage_id = stage.id
- AND exception.first = (SELECT max(before.first) FROM stage_exception AS before
-                        WHERE before.stage_id = stage.id AND before.first <= people.key)
- AND exception.last > people.key
-WHERE stage.state = 1
+WITH clock AS (SELECT {now_us} AS now_us),
+late AS (
+    SELECT part.stage_id, min({reason}) AS reason, max({reason}) AS other_reason
+    FROM part CROSS JOIN clock
+    WHERE (part.state = 5 OR {late}) AND part.stage_id IN (
+        SELECT part.stage_id FROM part CROSS JOIN clock JOIN step ON step.id = part.step_id
+        WHERE {late} AND step.declared)
+    GROUP BY part.stage_id
+),
+live AS (
+    SELECT DISTINCT {lives} FROM late JOIN part ON part.stage_id = late.stage_id CROSS JOIN clock
+    WHERE {open}
+),
+told AS (
+    SELECT stage.id AS stage_id, {ordinal} AS ordinal, {user_key} AS user_key, step.canvas_id, step.name,
+           stage.enters_us, stage.chunk_id, late.reason AS late_reason, late.other_reason,
+           coalesce(exception.status, stage.status) AS status,
+           CASE WHEN exception.status IS NULL THEN stage.reason ELSE exception.reason END AS reason,
+           coalesce(exception.status, stage.status) = 0 AND late.stage_id IS NOT NULL
+             AND {alone} AS is_late
+    FROM stage
+    JOIN step ON step.id = stage.step_id
+    JOIN chunk ON chunk.id = stage.chunk_id
+    {people}
+    LEFT JOIN late ON late.stage_id = stage.id
+    {live}
+    WHERE stage.state = 1
+)
+SELECT told.canvas_id AS canvas, told.name AS step, told.user_key AS user_key,
+       CASE WHEN told.is_late THEN 'Errored' WHEN told.status = 0 THEN 'Pending' WHEN told.status = 1 THEN 'Synced'
+            WHEN told.status = 2 THEN 'Not Synced' ELSE 'Errored' END AS status,
+       CASE WHEN NOT told.is_late THEN told.reason
+            WHEN told.late_reason = told.other_reason THEN told.late_reason
+            ELSE {own_reason} END AS reason,
+       told.enters_us AS entered_us, told.chunk_id AS chunk_id, told.ordinal AS ordinal
+FROM told
 """
 
-_POSTGRESQL = """
-CREATE VIEW user_status AS
-SELECT step.canvas_id AS canvas, step.name AS step, people.user_key AS user_key,
-       CASE coalesce(exception.status, stage.status)
-            WHEN 0 THEN 'Pending' WHEN 1 THEN 'Synced' WHEN 2 THEN 'Not Synced' ELSE 'Errored' END AS status,
-       CASE WHEN exception.status IS NULL THEN stage.reason ELSE exception.reason END AS reason,
-       stage.enters_us AS entered_us, stage.chunk_id AS chunk_id, people.ordinal - 1 AS ordinal
-FROM stage
-JOIN step ON step.id = stage.step_id
-JOIN chunk ON chunk.id = stage.chunk_id
-CROSS JOIN LATERAL json_array_elements_text(chunk.user_keys::json)
-  WITH ORDINALITY AS people(user_key, ordinal)
-LEFT JOIN (
-    SELECT found.stage_id, found.status, found.reason, generate_series(found.first, found.last - 1) AS ordinal
-    FROM stage_exception AS found
-) AS exception ON exception.stage_id = stage.id AND exception.ordinal = people.ordinal - 1
-WHERE stage.state = 1
-"""
+_OPEN = "part.state <= 2 AND (part.state <> 1 OR part.deadline_us IS NULL OR part.deadline_us > clock.now_us)"
+_GIVEN_UP = f"(part.state = 5 OR {_LATE})"
 
-USER_STATUS = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}
+
+def _covers(what: str, which: str, ordinal: str, spans: str, first: str, last: str) -> str:
+    return _COVERS.format(what=what, which=which, ordinal=ordinal, spans=spans, first=first, last=last)
+
+
+def _view(*, now_us: str, user_key: str, ordinal: str, people: str, lives: str, live: str, alone: str, own: str) -> str:
+    return _VIEW.format(
+        now_us=now_us,
+        reason=_REASON,
+        late=_LATE,
+        ordinal=ordinal,
+        user_key=user_key,
+        people=people,
+        open=_OPEN,
+        lives=lives,
+        live=live,
+        alone=alone,
+        own_reason=own.replace("stage.id", "told.stage_id"),
+    )
+
+
+_SQLITE_SPANS = (
+    "json_each(part.spans) AS held",
+    "json_extract(held.value, '$[0]')",
+    "json_extract(held.value, '$[1]')",
+)
+_POSTGRESQL_SPANS = (
+    "LATERAL json_array_elements(part.spans::json) AS held",
+    "(held.value ->> 0)::int",
+    "(held.value ->> 1)::int",
+)
+_LEAST = f"min({_REASON})"
+
+
+USER_STATUS = {
+    # SQLite seeks the one exception that could hold the ordinal: 0.5 µs a user. PostgreSQL joins by hash instead.
+    "sqlite": _view(
+        now_us="(julianday('now') - 2440587.5) * 86400000000.0",
+        user_key="people.value",
+        ordinal="people.key",
+        people="""JOIN json_each(chunk.user_keys) AS people
+    LEFT JOIN stage_exception AS exception
+      ON exception.stage_id = stage.id
+     AND exception.first = (SELECT max(before.first) FROM stage_exception AS before
+                            WHERE before.stage_id = stage.id AND before.first <= people.key)
+     AND exception.last > people.key""",
+        lives="part.stage_id",
+        live="LEFT JOIN live ON live.stage_id = stage.id",
+        alone=f"(live.stage_id IS NULL OR NOT EXISTS {_covers('1', _OPEN, 'people.key', *_SQLITE_SPANS)})",
+        own=_covers(_LEAST, _GIVEN_UP, "told.ordinal", *_SQLITE_SPANS),
+    ),
+    "postgresql": _view(
+        now_us="extract(epoch FROM statement_timestamp()) * 1000000",
+        user_key="people.user_key",
+        ordinal="(people.ordinal - 1)",
+        people="""CROSS JOIN LATERAL json_array_elements_text(chunk.user_keys::json)
+      WITH ORDINALITY AS people(user_key, ordinal)
+    LEFT JOIN (
+        SELECT found.stage_id, found.status, found.reason, generate_series(found.first, found.last - 1) AS ordinal
+        FROM stage_exception AS found
+    ) AS exception ON exception.stage_id = stage.id AND exception.ordinal = people.ordinal - 1""",
+        lives="""part.stage_id, generate_series(
+        (json_array_elements(part.spans::json) ->> 0)::int,
+        (json_array_elements(part.spans::json) ->> 1)::int - 1) AS ordinal""",
+        live="LEFT JOIN live ON live.stage_id = stage.id AND live.ordinal = people.ordinal - 1",
+        alone="live.ordinal IS NULL",
+        own=_covers(_LEAST, _GIVEN_UP, "told.ordinal", *_POSTGRESQL_SPANS),
+    ),
+}

@@ -9,6 +9,7 @@ from criteo_provider.store import (  # noqa: F401
     accounts,
     schema_access,
     schema_opt_outs,
+    schema_order,
 )
 from criteo_provider.store.migrate import VERSION_TABLE
 from criteo_provider.store.schema import metadata
