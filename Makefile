@@ -2,15 +2,17 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
+# A second version of Criteo's SDK, for one test: it has the name of the first, so it gets a folder of its own.
+ORACLE := .venv/oracle-2027.1
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock"
 .DEFAULT_GOAL := help
 .PHONY: help venv run add-person backfill test fast check lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(INSTALLED) ## make .venv with everything pinned, by hash (the other targets do it when needed)
+venv: $(INSTALLED) $(ORACLE) ## make .venv with everything pinned, by hash (the other targets do it when needed)
 
 $(INSTALLED): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12" * (sys.version_info < (3, 11)) or 0)'
@@ -22,6 +24,11 @@ $(INSTALLED): requirements-dev.txt pyproject.toml
 	@uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(ORACLE): requirements-oracle.txt $(INSTALLED)
+	@rm -rf $@
+	@uv pip install --quiet --target $@ --no-deps --require-hashes --requirement requirements-oracle.txt
+	@touch $@
+
 run: $(INSTALLED) ## Airflow, the sandbox and 100,000 example people; ONCE=1 ends when everyone is settled
 	@.venv/bin/python scripts/run.py $(if $(ONCE),--once)
 
@@ -31,7 +38,7 @@ add-person: $(INSTALLED) ## while `make run` is up: add somebody and see how soo
 backfill: $(INSTALLED) ## while `make run` is up: add a million people to the example shop
 	@.venv/bin/python include/example_data.py add 1000000
 
-test: $(INSTALLED) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
+test: $(INSTALLED) $(ORACLE) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
 	@pytest -n 2 $(T)
 
 fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
@@ -41,8 +48,9 @@ check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
 	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile
 
 lock: $(INSTALLED) ## pin the dependencies named in pyproject.toml (U=--upgrade takes the newest)
-	$(COMPILE) --extra dev --output-file requirements-dev.txt $(U)
-	$(COMPILE) --extra build --constraint requirements-dev.txt --output-file requirements.txt $(U)
+	$(COMPILE) pyproject.toml --extra dev --output-file requirements-dev.txt $(U)
+	$(COMPILE) pyproject.toml --extra build --constraint requirements-dev.txt --output-file requirements.txt $(U)
+	$(COMPILE) requirements-oracle.in --no-deps --output-file requirements-oracle.txt $(U)
 
 clean: ## remove what was made here, .venv included
 	rm -rf .venv var build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

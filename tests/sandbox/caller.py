@@ -18,6 +18,7 @@ class Caller:
         self.sandbox = sandbox
         self.http = httpx.Client(base_url=sandbox.url, trust_env=False)
         self.token = ""
+        self.refresh_token = ""
 
     def __enter__(self) -> Self:
         return self

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from tests.sandbox.caller import Caller
-
-# Criteo's OpenAPI file is not part of this project: the tests that need it exist where CRITEO_OAS names it.
-collect_ignore = [] if os.environ.get("CRITEO_OAS") else ["test_openapi.py"]
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,25 @@
-"""Criteo's own SDK, unmodified, finds in the sandbox the API it was generated for."""
+"""Check 1: Criteo's own SDKs, unmodified, find in the sandbox the API they were generated for."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from criteo_provider.sandbox.running import Sandbox
+from tests.sandbox.judges import ORACLES, sdk
+from tests.sandbox.test_oauth import REDIRECT
 
-SDK = "criteo_api_marketingsolutions_v2026_07"
 MD5 = "23463b99b62a72f26ed677cc556c44e8"
 
 
 class Official:
     """The SDK of one version: its APIs, and its models, read from dictionaries with every type checked."""
 
-    def __init__(self, sandbox: Sandbox, package: str = SDK) -> None:
+    def __init__(self, sandbox: Sandbox, package: str) -> None:
         self.package = package
         builder = importlib.import_module(f"{package}.api_client_builder").ApiClientBuilder
         client = builder.WithClientCredentials(sandbox.client_id, sandbox.client_secret, host=sandbox.url)
@@ -47,9 +48,16 @@ class Official:
         )
 
 
+@pytest.fixture(params=ORACLES)
+def package(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each SDK in turn: that of our default API version, and that of the next."""
+    with sdk(request.param) as package:
+        yield package
+
+
 @pytest.fixture
-def official(sandbox: Sandbox) -> Official:
-    return Official(sandbox)
+def official(sandbox: Sandbox, package: str) -> Official:
+    return Official(sandbox, package)
 
 
 def new_segment(official: Official, name: str = "VIP") -> Any:
@@ -69,14 +77,22 @@ def amend(official: Official, segment_id: str, **attributes: object) -> Any:
     )
 
 
-def test_account_calls(official: Official) -> None:
-    """list_advertisers and get_current_application."""
+def every_call(official: Official, sandbox: Sandbox) -> None:
+    """Make every call of a contact list's life, and of an audience that targets it."""
     assert [item.id for item in official.advertiser.list_advertisers().data] == ["1001", "1002"]
     assert official.gateway.get_current_application().data.attributes.name == "Sandbox application"
+    segment_id = segment_calls(official)
+    contact_list_calls(official, segment_id)
+    targeting_calls(official, segment_id)
+    reference = {"data": [{"id": segment_id, "type": "AudienceSegment", "attributes": {}}]}
+    deleted = official.audience.delete_audience_segments(
+        audience_segment_bulk_delete_input_v1=official.model("audience_segment_bulk_delete_input_v1", reference)
+    )
+    assert deleted.data[0].id == segment_id
+    assert sandbox.state()["segments"] == []
 
 
-def test_segment_calls(official: Official) -> None:
-    """create, search, update, compute sizes, delete."""
+def segment_calls(official: Official) -> str:
     segment = new_segment(official)
     assert segment.attributes.contact_list.is_read_only is False
     filters = {"advertiserIds": ["1001"], "audienceSegmentTypes": ["ContactList"]}
@@ -96,15 +112,10 @@ def test_segment_calls(official: Official) -> None:
         audience_segment_compute_sizes_input_v1=official.model("audience_segment_compute_sizes_input_v1", reference)
     )
     assert sizes.data[0].attributes.size == 0
-    deleted = official.audience.delete_audience_segments(
-        audience_segment_bulk_delete_input_v1=official.model("audience_segment_bulk_delete_input_v1", reference)
-    )
-    assert deleted.data[0].id == segment.id
+    return str(segment.id)
 
 
-def test_contact_list_calls(official: Official) -> None:
-    """Add by email and by gum, statistics, clear."""
-    segment_id = new_segment(official).id
+def contact_list_calls(official: Official, segment_id: str) -> None:
     added = amend(official, segment_id).data.attributes
     assert (added.contact_list_id, added.nb_valid_identifiers) == (int(segment_id), 2)
     assert (added.operation, added.nb_invalid_identifiers) == ("add", 0)
@@ -114,9 +125,7 @@ def test_contact_list_calls(official: Official) -> None:
     assert official.audience.delete_contact_list_by_audience_segment(segment_id).data.id == segment_id
 
 
-def test_targeting_calls(official: Official) -> None:
-    """create_audiences and update_ad_set_audience."""
-    segment_id = new_segment(official).id
+def targeting_calls(official: Official, segment_id: str) -> None:
     attributes = {"advertiserId": "1001", "name": "aud", "algebra": {"or": [{"audienceSegmentId": segment_id}]}}
     create = {"data": [{"type": "Audience", "attributes": attributes}]}
     made = official.audience.create_audiences(
@@ -129,9 +138,33 @@ def test_targeting_calls(official: Official) -> None:
     assert linked.data.attributes.audience_id == made.data[0].id
 
 
-def test_refusals_reach_the_sdk_as_its_exceptions(official: Official, sandbox: Sandbox) -> None:
+def every_grant(package: str, sandbox: Sandbox) -> None:
+    """Sign in by each of the three grants, and let the one of a code be refreshed when its token has ended."""
+    builder = importlib.import_module(f"{package}.api_client_builder").ApiClientBuilder
+    gateway = importlib.import_module(f"{package}.api.gateway_api").GatewayApi
+    own, secret, url = sandbox.client_id, sandbox.client_secret, sandbox.url
+    by_code = builder.WithAuthorizationCode(own, secret, sandbox.new_code(REDIRECT, ["1001"]), REDIRECT, host=url)
+    gateway(by_code).get_current_application()
+    first = by_code.get_refresh_token()
+    by_refresh = builder.WithRefreshToken(own, secret, first, host=url)
+    for client in (by_refresh, builder.WithClientCredentials(own, secret, host=url)):
+        assert gateway(client).get_current_application().data.attributes.name == "Sandbox application"
+    assert by_refresh.get_refresh_token() != first
+
+
+def test_check_01_every_call_of_the_official_sdk(official: Official, sandbox: Sandbox) -> None:
+    """Advertisers, application, segments, contact lists, statistics, audiences, ad sets: both SDKs are content."""
+    every_call(official, sandbox)
+
+
+def test_check_01_every_grant_of_the_official_sdk(package: str, sandbox: Sandbox) -> None:
+    """Client credentials, a code, and refresh tokens that rotate, in the way both SDKs send them."""
+    every_grant(package, sandbox)
+
+
+def test_check_01_refusals_reach_the_sdk_as_its_exceptions(official: Official, sandbox: Sandbox) -> None:
     """A clash is an error in a 200, an expired token 401, a missing permission 403, a deleted list 404."""
-    exceptions = importlib.import_module(f"{SDK}.exceptions")
+    exceptions = importlib.import_module(f"{official.package}.exceptions")
     segment_id = new_segment(official).id
     with pytest.raises(IndexError):  # nothing at data[0]
         new_segment(official)

@@ -36,7 +36,8 @@ def test_versions_are_served_deprecated_or_gone(caller: Caller, version: str, st
         ("PATCH", "/2026-07/audiences/1/contactlist"),
         ("PUT", "/2026-07/marketing-solutions/audience-segments/1/contact-list"),
         ("GET", "/oauth2/token"),
-        ("GET", "/"),
+        ("POST", "/"),
+        ("GET", "/nothing"),
     ],
 )
 def test_unknown_routes_are_404_in_the_envelope(caller: Caller, method: str, path: str) -> None:

@@ -15,12 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from criteo_provider.sandbox import routes_oauth
+from criteo_provider.sandbox.catalogue import CATALOGUE
 from criteo_provider.sandbox.faults import Fault
 from criteo_provider.sandbox.identifiers import key_of
 from criteo_provider.sandbox.journal import Entry
 from criteo_provider.sandbox.ratelimit import largest_in_window
 from criteo_provider.sandbox.routes_contact_list import mark
 from criteo_provider.sandbox.state import Segment, World
+from criteo_provider.sandbox.throwing import Aim, NamedFault
 
 Result = object
 Handler = Callable[[World, Request, bytes], Result]
@@ -50,6 +52,12 @@ class ApplicationChange(_Body):
     limit: int | UnsetType | None = UNSET
     redirect_uris: list[str] | UnsetType = UNSET
     needs_pkce: bool | UnsetType = UNSET
+
+
+class Throw(Aim, forbid_unknown_fields=True, kw_only=True):
+    """Which named fault to throw, and at whom."""
+
+    name: str
 
 
 class NewSegment(_Body):
@@ -107,6 +115,7 @@ def state(world: World, request: Request, body: bytes) -> Result:
         ],
         "segments": [_segment(segment) for segment in world.segments.values()],
         "faults": world.faults.listed(),
+        "faults_in_force": world.faults.names_in_force(),
         "requests": {
             "total": world.journal.total,
             "by_status": world.journal.by_status,
@@ -148,6 +157,27 @@ def clear_faults(world: World, request: Request, body: bytes) -> Result:
     """Take every fault back."""
     world.faults.clear()
     return []
+
+
+def show_catalogue(world: World, request: Request, body: bytes) -> Result:
+    """List the named faults: where each was seen, whether it hits calls or lasts, and what happens."""
+    return [
+        {"name": named.name, "source": named.source, "kind": named.kind, "says": named.says}
+        for named in CATALOGUE.values()
+    ]
+
+
+def throw_fault(world: World, request: Request, body: bytes) -> Result:
+    """Throw a named fault (see ``catalogue``)."""
+    wanted = msgspec.json.decode(body, type=Throw)
+    _fault(wanted.name).throw(world, wanted)
+    return world.faults.names_in_force()
+
+
+def take_back_fault(world: World, request: Request, body: bytes) -> Result:
+    """Take back the named faults of one name; others stay."""
+    world.faults.take_back(_fault(request.path_params["name"]).name)
+    return world.faults.names_in_force()
 
 
 def change_application(world: World, request: Request, body: bytes) -> Result:
@@ -250,6 +280,9 @@ def routes(world: World) -> list[Route]:
         ("GET", "/faults", list_faults),
         ("POST", "/faults", add_fault),
         ("DELETE", "/faults", clear_faults),
+        ("GET", "/faults/catalogue", show_catalogue),
+        ("POST", "/faults/throw", throw_fault),
+        ("DELETE", "/faults/{name}", take_back_fault),
         ("POST", "/applications/{client_id}", change_application),
         ("POST", "/advertisers/{advertiser_id}", add_advertiser),
         ("POST", "/segments", add_segment),
@@ -273,6 +306,12 @@ def _endpoint(world: World, handle: Handler) -> Callable[[Request], Awaitable[Re
         return Response(msgspec.json.encode(content), status, media_type="application/json")
 
     return attend
+
+
+def _fault(name: str) -> NamedFault:
+    if name not in CATALOGUE:
+        raise AdminRefused(f"There is no fault named {name!r}: GET /_admin/faults/catalogue lists them")
+    return CATALOGUE[name]
 
 
 def _segment(segment: Segment) -> dict[str, object]:

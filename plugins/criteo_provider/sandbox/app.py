@@ -8,6 +8,7 @@ from starlette.routing import Mount, Route
 from criteo_provider.sandbox import (
     admin,
     desk,
+    page,
     routes_account,
     routes_audiences,
     routes_contact_list,
@@ -29,13 +30,14 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def create_app(world: World) -> Starlette:
-    """Return the application that shows ``world``: Criteo's API, the consent page, and ``/_admin``."""
+    """Return the application that shows ``world``: Criteo's API, the consent page, ``/_admin``, and a page to watch."""
     api = [
         Route(operation.path, desk.endpoint(world, operation), methods=[operation.method]) for operation in OPERATIONS
     ]
     return Starlette(
         routes=[
             Mount("/_admin", routes=admin.routes(world)),
+            *page.routes(world),
             *routes_oauth.consent_routes(world),
             *api,
             Route(UNKNOWN.path, desk.endpoint(world, UNKNOWN), methods=METHODS),

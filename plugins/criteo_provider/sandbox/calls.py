@@ -28,6 +28,8 @@ class Call:
     query: Mapping[str, str]
     body: bytes = field(repr=False)
     entry: Entry
+    rival: bool = False
+    """Whether somebody else is about to create the same (a fault)."""
 
     def read(self, shape: type[T]) -> T:
         """Return the body in this shape, or refuse the call."""

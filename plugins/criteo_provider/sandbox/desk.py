@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import ClientDisconnect, Request
@@ -71,7 +73,7 @@ class Visit:
         if fault is not None and fault.prevents:
             answer = self._failure(fault)
         else:
-            answer = self._handled(grant, doubt, body, size)
+            answer = self._handled(grant, doubt, body, size, rival=fault is not None and fault.rival)
             if fault is not None:
                 answer = self._spoilt(answer, fault)
         await asyncio.sleep(self.world.rules.latency_s + (fault.delay_s if fault else 0.0))
@@ -79,7 +81,7 @@ class Visit:
             raise Dropped
         return answer
 
-    def _handled(self, grant: Grant, doubt: Refusal | None, body: bytes, size: int) -> Answer:
+    def _handled(self, grant: Grant, doubt: Refusal | None, body: bytes, size: int, *, rival: bool) -> Answer:
         try:
             self._check_version()
             self._check_rate()
@@ -87,7 +89,8 @@ class Visit:
                 raise doubt
             self._check_permission(grant)
             self._check_body(size)
-            call = Call(self.world, grant, self.instance, self.request.path_params, self._query(), body, self.entry)
+            path, query = self.request.path_params, self._query()
+            call = Call(self.world, grant, self.instance, path, query, body, self.entry, rival=rival)
             return self.operation.handle(call)
         except Refusal as refusal:
             answer = refusal.answer(self.instance)
@@ -119,7 +122,8 @@ class Visit:
 
     def _name(self, grant: Grant) -> None:
         application = self.world.applications.get(grant.client_id)
-        self.entry.application = application.number if application else None
+        if application is not None:
+            self.entry.application, self.entry.grant = application.number, grant.number
 
     async def _body(self) -> tuple[bytes, int]:
         """Read the whole body, but keep no more than is allowed; return it and its true size."""
@@ -192,6 +196,9 @@ class Visit:
         else:
             answer = Answer(status, fault.body.encode(), fault.content_type)
         answer.headers.update(fault.headers)
+        if fault.reset_in_s is not None:
+            reset_s = math.ceil(time.time() + fault.reset_in_s)
+            answer.headers.update({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(reset_s)})
         return answer
 
     def _spoilt(self, answer: Answer, fault: Fault) -> Answer:
@@ -199,6 +206,8 @@ class Visit:
             answer = self._failure(fault)
         elif fault.body is not None:
             answer.body, answer.content_type = fault.body.encode(), fault.content_type
+        else:
+            answer.body = fault.edited(answer.body)
         if fault.truncate:
             answer.body = answer.body[: len(answer.body) // 2]
         answer.headers.update(fault.headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -99,8 +100,11 @@ def read_each(
     *,
     sample_size: int,
     called_invalid: frozenset[bytes] = frozenset(),
+    invalid_share: float = 0.0,
 ) -> Reading:
-    """Read a JSON array of identifiers one by one; keys in ``called_invalid`` count as invalid all the same.
+    """Read a JSON array of identifiers one by one.
+
+    Keys in ``called_invalid``, and a fixed ``invalid_share`` of all, count as invalid however well formed.
 
     Raises ``msgspec.MsgspecError`` or ``UnicodeError`` where ``array`` is not a JSON array of strings.
     """
@@ -108,7 +112,7 @@ def read_each(
     reading = Reading(len(texts))
     for text in texts:
         key = key_of(text, identifier_type, gum_caller_id)
-        if key is not None and key not in called_invalid:
+        if key is not None and key not in called_invalid and zlib.crc32(key) >= invalid_share * 2**32:
             reading.singles.append(key)
             continue
         reading.invalid += 1

@@ -23,6 +23,7 @@ class Entry(msgspec.Struct, kw_only=True):
     answered_s: float | None = None
     version: str | None = None
     application: int | None = None
+    grant: int | None = None
     segment_id: str | None = None
     status: int | None = None
     code: str | None = None
@@ -68,6 +69,10 @@ class Journal:
     def total(self) -> int:
         """How many calls there were since the start."""
         return self._total
+
+    def last(self, count: int) -> list[Entry]:
+        """Return the latest calls, the latest first."""
+        return list(islice(reversed(self._entries), count))
 
     def since(self, number: int = 0) -> list[Entry]:
         """Return the calls after the one with this number, oldest first."""

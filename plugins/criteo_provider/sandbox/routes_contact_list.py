@@ -91,7 +91,7 @@ def _read(call: Call, wanted: AmendmentAttributes, caller_id: int | None) -> Rea
     world = call.world
     array = bytes(wanted.identifiers)
     path = "data/attributes/identifiers"
-    marked = bool(world.called_invalid or world.refused)
+    marked = bool(world.called_invalid or world.refused or world.rules.invalid_share)
     reading = read_digests(array) if wanted.identifierType == "email" and not marked else None
     if reading is None:
         try:
@@ -101,6 +101,7 @@ def _read(call: Call, wanted: AmendmentAttributes, caller_id: int | None) -> Rea
                 caller_id,
                 sample_size=world.rules.sample_size,
                 called_invalid=world.called_invalid,
+                invalid_share=world.rules.invalid_share,
             )
         except (msgspec.MsgspecError, UnicodeError):
             raise invalid("identifiers must be an array of strings", field_path=path) from None

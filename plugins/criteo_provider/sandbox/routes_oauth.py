@@ -111,7 +111,7 @@ def new_code(
     """Return a code as the consent page would: somebody consented for these advertisers."""
     value = secrets.token_urlsafe(24)
     ends_s = world.clock.monotonic_s() + world.rules.code_life_s
-    grant = Grant(client_id, "authorization_code", advertiser_ids)
+    grant = Grant(client_id, "authorization_code", advertiser_ids, number=len(world.grants) + 1)
     world.grants.append(grant)
     world.codes[value] = Code(grant, redirect_uri, challenge, ends_s)
     return value

@@ -107,7 +107,7 @@ def compute_sizes(call: Call) -> Answer:
 def matches_of(world: World, segment: Segment) -> int:
     """Return how many of the processed identifiers match: the known people, or a fixed share."""
     size = segment.visible_size(world.clock.monotonic_s(), world.rules.statistics_lag_s)
-    if not world.people:
+    if not world.people or not world.rules.match_rate:
         return int(size * world.rules.match_rate)
     known = sum(key in world.people for key in segment.members.keys("email"))
     return min(size, known)
@@ -144,6 +144,8 @@ def _create(call: Call, wanted: SegmentCreation) -> Segment:
         raise forbidden()
     if len(given) != 1:
         raise invalid(f"Exactly one of {', '.join(KINDS)} is needed", field_path="attributes")
+    if call.rival:
+        call.world.new_segment(wanted.advertiserId, wanted.name)
     _check_name(call.world, wanted.advertiserId, wanted.name)
     member, definition = next(iter(given.items()))
     for key in REQUIRED.get(member, ()):

@@ -9,6 +9,7 @@ import msgspec
 VersionState = Literal["candidate", "stable", "deprecated", "gone"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 VERSIONS: dict[str, VersionState] = {
     "2025-07": "gone",
@@ -49,6 +50,8 @@ class Rules(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_body_bytes: Count = 10_000_000
     sample_size: Count = 10
     """How many invalid identifiers an answer names."""
+    invalid_share: Share = 0.0
+    """Share of the well-formed identifiers that are called invalid all the same, always the same ones."""
 
     segment_cap: Count = 1_000
     """Segments an advertiser may have."""
@@ -56,8 +59,8 @@ class Rules(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     bulk_failure: Literal["errors200", "warnings200", "status400"] = "errors200"
     foreign_segment_status: Literal[403, 404] = 403
 
-    match_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.63
-    """Share of the identifiers that match, unless people were made known."""
+    match_rate: Share = 0.63
+    """Share of the identifiers that match, unless people were made known (0: nobody, even then)."""
     statistics_lag_s: Seconds = 0.0
     """Time between two processing runs; 0: statistics are always up to date."""
     hide_sizes_below: Count = 1_000

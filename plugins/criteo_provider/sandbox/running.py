@@ -59,6 +59,18 @@ class Sandbox:
         """Put one fault in force (see ``faults.Fault``)."""
         self._ask("POST", "faults", fault)
 
+    def throw(self, name: str, **aim: object) -> None:
+        """Throw a named fault (see ``catalogue``), such as ``throw("token-expired")`` or ``throw("busy", times=3)``."""
+        self._ask("POST", "faults/throw", {"name": name, **aim})
+
+    def take_back(self, name: str) -> None:
+        """Take the named faults of this name back; others stay."""
+        self._ask("DELETE", f"faults/{name}")
+
+    def catalogue(self) -> list[dict[str, str]]:
+        """Return the named faults, each with its source and what happens."""
+        return list(self._ask("GET", "faults/catalogue"))
+
     def clear_faults(self) -> None:
         """Take every fault back."""
         self._ask("DELETE", "faults")

@@ -38,6 +38,11 @@ class Clock:
         """Take every move back."""
         self._ahead_s = 0.0
 
+    @property
+    def ahead_s(self) -> float:
+        """How far it was moved."""
+        return self._ahead_s
+
     def monotonic_s(self) -> float:
         """Return a time that never goes back."""
         return time.monotonic() + self._ahead_s
@@ -59,6 +64,8 @@ class Grant:
     kind: GrantKind
     advertiser_ids: list[str]
     revoked: bool = False
+    number: int = 0
+    """0: the application's own; people's consents are counted from 1."""
     window: SlidingWindow = field(default_factory=SlidingWindow, repr=False)
 
 
