@@ -169,3 +169,12 @@ values = st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.decimals
 def test_any_value_is_judged_without_an_error(column: list[object], condition: object) -> None:
     """No source value makes a compiled condition fail: it holds or it does not."""
     assert {type(verdict) for verdict in held(condition, *column)} <= {bool}
+
+
+@given(
+    st.sampled_from([{"in": ["1", "a"]}, True, False, {"not": "1"}, {"min": 1}, {"max": "2"}, "a", {"not": True}]),
+    st.lists(st.sampled_from([True, False, 1, 0, 1.0, "1", "true", "a", " a", "", None, 2, Decimal(1)]), max_size=8),
+)
+def test_a_column_of_few_values_is_judged_as_each_of_them_alone(condition: object, values: list[object]) -> None:
+    """True, 1, 1.0 and "1" are not taken for one another, however few different values a column holds."""
+    assert held(condition, *values) == [held(condition, value)[0] for value in values]

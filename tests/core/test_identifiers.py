@@ -14,22 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from criteo_provider.core.addresses import normalise_address
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.core.identifiers import (
     FIELDS,
     EmailHash,
     Form,
     Unusable,
+    cut,
     decode,
+    distinct,
     encode,
     from_wire,
-    is_missing,
     json_items,
     normalise,
-    normalise_address,
     to_wire,
     user_key,
 )
+from criteo_provider.core.source_values import is_missing
 
 # Criteo's own vectors: docs.commercegrid.criteo.com, user id collection.
 JOHN = "john.doe@gmail.com"
@@ -315,3 +317,62 @@ def test_forms_know_their_field_type_and_width() -> None:
         ("gum", "gum", None),
         ("identity_link", "identityLink", None),
     ]
+
+
+# --- whole columns at once -------------------------------------------------------------------------------
+
+# Signs that a column-wise test could trip over: what joins, what separates, what Python alone trims and lowers.
+NASTY = st.text(st.sampled_from(list("aZ0@.@. \t\n\x1f\x7f\u0130\u00e9\u03a3\u2003\ud800+-_")), max_size=12)
+well_formed = st.builds("{}@{}.{}".format, *[st.text(st.sampled_from("aBc9+-_"), min_size=1, max_size=4)] * 3)
+mostly_good = st.lists(well_formed | st.none() | NASTY | st.just("a@" + "b" * 400 + ".de"), max_size=8)
+
+
+@given(st.lists(well_formed, max_size=8) | mostly_good | st.lists(anything, max_size=5))
+def test_a_column_of_addresses_is_read_as_each_of_them_alone(values: list[object]) -> None:
+    """The quick look at a whole column ends with the digests, forms and reasons that one value at a time gives."""
+    whole = normalise("email", values, email_hashes=["sha256", "md5", "sha256_md5"])
+    for row, value in enumerate(values):
+        alone = normalise("email", [value], email_hashes=["sha256", "md5", "sha256_md5"])
+        assert {form: column[row] for form, column in whole.values.items() if column[row] is not None} == {
+            form: column[0] for form, column in alone.values.items()
+        }
+        assert whole.unusable[row] == alone.unusable[0]
+        address = normalise_address(value)
+        if address is not None:
+            assert alone.values[Form.EMAIL_SHA256] == [hashlib.sha256(address.encode()).digest()]
+
+
+@given(
+    st.lists(st.text(st.sampled_from("aZ-9_"), min_size=1, max_size=9), max_size=6)
+    | st.lists(st.integers(), max_size=6)
+    | st.lists(NASTY | st.just("x" * 300), max_size=6)
+    | st.lists(anything, max_size=6)
+)
+def test_a_column_of_keys_is_read_as_each_of_them_alone(values: list[object]) -> None:
+    """The quick look at a whole column gives every user the key that one value at a time gives."""
+    assert user_key(values) == [user_key([value, None])[0] for value in values]
+
+
+@given(st.sampled_from(list(Form)), st.data())
+def test_joined_pieces_hold_each_value_once(form: Form, data: st.DataObject) -> None:
+    """Whatever is packed twice goes out once, at its first place; equal beginnings are not taken for equal values."""
+    beginning = bytes(8)
+    value = st.binary(min_size=1, max_size=5)
+    if form.width:
+        rest = form.width - len(beginning)
+        value = st.binary(min_size=rest, max_size=rest).map(lambda tail: beginning + tail) | st.binary(
+            min_size=form.width, max_size=form.width
+        )
+    pieces = data.draw(st.lists(st.lists(value, max_size=4), max_size=3))
+    everything = [one for piece in pieces for one in piece]
+    assert decode(distinct([encode(piece, form) for piece in pieces], form), form) == list(dict.fromkeys(everything))
+
+
+@given(st.sampled_from(list(Form)), st.integers(0, 6), st.data())
+def test_a_cut_holds_the_values_of_its_stretches(form: Form, count: int, data: st.DataObject) -> None:
+    """Cutting stored bytes gives what packing those values would give."""
+    values = [bytes([number]) * (form.width or number + 1) for number in range(count)]
+    edges = sorted(data.draw(st.sets(st.integers(0, count), max_size=4)))
+    stretches = list(zip(edges[::2], edges[1::2], strict=False))
+    wanted = [value for first, last in stretches for value in values[first:last]]
+    assert cut(encode(values, form), form, stretches) == encode(wanted, form)

@@ -13,7 +13,8 @@ from criteo_provider.core import eligibility
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.model import Reason
 from criteo_provider.core.ports import Json, Look, Page, Seen
-from criteo_provider.flow.enter import Enter, Entered, EntryPlan, FieldColumn
+from criteo_provider.flow.enter import Enter, Entered, EntryPlan
+from criteo_provider.flow.packing import FieldColumn
 from tests.world import World, canvas, step
 
 GOING_ON = threading.Event()

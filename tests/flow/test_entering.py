@@ -19,7 +19,8 @@ from criteo_provider.core import eligibility
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.model import Role
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
-from criteo_provider.flow.enter import Enter, Entered, EntryPlan, FieldColumn
+from criteo_provider.flow.enter import Enter, Entered, EntryPlan
+from criteo_provider.flow.packing import FieldColumn
 from criteo_provider.sources.files import FilesSource
 from criteo_provider.sources.sql import SqlSource
 from criteo_provider.store.schema import look, source_unit

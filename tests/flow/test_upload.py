@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from criteo_provider.core.errors import LostClaim
+from criteo_provider.core.identifiers import Form, decode
 from criteo_provider.core.model import ClaimedRequest, Role
 from criteo_provider.core.outcome import Accepted, AccessLost, Busy, Outcome
 from criteo_provider.flow.upload import Upload
@@ -52,8 +53,8 @@ class Courier:
     def make_ready(self) -> Outcome | None:
         return self.obstacle
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> dict[str, list[bytes]]:
-        return values
+    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> dict[str, list[bytes]]:
+        return {form: decode(packed, Form(form)) for form, packed in values.items()}
 
     def send(self, claimed: ClaimedRequest, parcel: Any, before_first_byte: Callable[[], None]) -> Outcome:
         before_first_byte()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TypeVar
 
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span, Status
@@ -69,25 +70,23 @@ def unsendable(people: SealedPeople, forms: Collection[str], fields: Collection[
 def _grouped(
     values: Sequence[Values], lacking: Sequence[Sequence[Reason | None]], people: int
 ) -> tuple[list[int] | None, list[tuple[Span, tuple[tuple[bool, ...], tuple[Reason | None, ...]]]]]:
+    if not any(None in column for column in values) and not any(map(any, lacking)):
+        everybody = (Span(0, people), ((True,) * len(values), (None,) * len(lacking)))
+        return None, [everybody] if people else []
     has_columns = [[value is not None for value in column] for column in values]
-    signatures = list(zip(*has_columns, *lacking, strict=True)) or [()] * people
-    split = len(has_columns)
-    if len(set(signatures)) <= 1:
-        groups = [(Span(0, people), (signatures[0][:split], signatures[0][split:]))] if people else []
-        return None, groups
-    # Sorting by first appearance keeps the order stable and needs no order among reasons.
-    ranks = {signature: number for number, signature in enumerate(dict.fromkeys(signatures))}
-    order = sorted(range(people), key=lambda person: ranks[signatures[person]])
+    members: dict[tuple[bool | Reason | None, ...], list[int]] = defaultdict(list)
+    for person, signature in enumerate(zip(*has_columns, *lacking, strict=True)):
+        members[signature].append(person)
     groups, first = [], 0
-    for signature, members in groupby(order, key=lambda person: signatures[person]):
-        last = first + sum(1 for _ in members)
-        groups.append((Span(first, last), (signature[:split], signature[split:])))
-        first = last
-    return order, groups
+    for signature, alike in members.items():
+        span = Span(first, first := first + len(alike))
+        groups.append((span, (signature[: len(values)], signature[len(values) :])))
+    order = [person for alike in members.values() for person in alike]
+    return (order if len(groups) > 1 else None), groups  # type: ignore[return-value]
 
 
 def _picked(column: Sequence[T], order: list[int] | None) -> Sequence[T]:
-    return column if order is None else [column[person] for person in order]
+    return column if order is None else list(map(column.__getitem__, order))
 
 
 def _spans(pieces: Iterable[Span]) -> tuple[Span, ...]:

@@ -17,7 +17,7 @@ from operator import ge, le
 from typing import Any
 
 from criteo_provider.core.errors import Misconfigured
-from criteo_provider.core.identifiers import is_missing, text_of
+from criteo_provider.core.source_values import is_missing, text_of
 
 OPERATORS = ("in", "not", "min", "max")
 
@@ -42,8 +42,23 @@ class Rule:
         for name, test in zip(self.columns, self._tests, strict=True):
             if name not in columns:
                 raise Misconfigured(f"The source has no column {name!r}, which a condition needs. Select it.")
-            mask = [held and test(value) for held, value in zip(mask, columns[name], strict=True)]
+            held = _verdicts(test, columns[name])
+            if not all(held):
+                mask = [before and now for before, now in zip(mask, held, strict=True)]
         return mask
+
+
+# Within one of these types, values that are equal read alike; True, 1 and 1.0 do not.
+_ALIKE = ({bool}, {int}, {str})
+_FEW = 64
+
+
+def _verdicts(test: Test, column: Sequence[object]) -> list[bool]:
+    """Test a column; where it holds few different values, each of them once."""
+    if set(map(type, column)) - {type(None)} in _ALIKE and len(different := set(column)) <= _FEW:
+        known = {value: test(value) for value in different}
+        return [True] * len(column) if all(known.values()) else [known[value] for value in column]
+    return [test(value) for value in column]
 
 
 def compile(conditions: Mapping[str, object]) -> Rule:

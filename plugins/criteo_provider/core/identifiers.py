@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import re
 from binascii import hexlify
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from enum import StrEnum
-from hashlib import md5, sha256
-from math import isfinite
+from hashlib import sha256
+from typing import TypeGuard
 from uuid import UUID
 
+from criteo_provider.core.addresses import HASH_COLUMN, normalise_address, normalised_addresses, spread
 from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.source_values import is_missing, text_of
 
 FIELDS = ("email", "madid", "gum", "identity_link")
-MAX_ADDRESS_CHARS = 320
 MAX_OPAQUE_BYTES = 512
 MAX_KEY_CHARS = 255
 
@@ -124,68 +124,25 @@ def normalise(
 # --- e-mail ----------------------------------------------------------------------------------------------
 
 
-_Addresses = Sequence[str | None]
-
-
-def _sha256_column(addresses: _Addresses) -> list[bytes | None]:
-    return [None if address is None else sha256(address.encode()).digest() for address in addresses]
-
-
-def _md5_column(addresses: _Addresses) -> list[bytes | None]:
-    return [None if address is None else md5(address.encode(), usedforsecurity=False).digest() for address in addresses]
-
-
-def _sha256_md5_column(addresses: _Addresses) -> list[bytes | None]:
-    return _sha256_column([None if digest is None else digest.hex() for digest in _md5_column(addresses)])
-
-
-_HASH_COLUMN: dict[EmailHash, Callable[[_Addresses], list[bytes | None]]] = {
-    EmailHash.SHA256: _sha256_column,
-    EmailHash.MD5: _md5_column,
-    EmailHash.SHA256_MD5: _sha256_md5_column,
-}
 # A team that hashed its empty addresses has these for everybody without one.
-_HASHES_OF_NOTHING = frozenset(digest for column in _HASH_COLUMN.values() for digest in column([""]))
-
-
-def normalise_address(value: object) -> str | None:
-    """Return the trimmed, lower-cased address, or None where the value is not an e-mail address.
-
-    A light check: one ``@``, a local part, a domain of at least two labels, nothing blank or unprintable.
-    Criteo documents no further rule (no dot or plus handling), and counts ``name@domain`` as invalid.
-    """
-    text = value.strip().lower() if type(value) is str else (text_of(value) or "").lower()
-    local, _, domain = text.partition("@")
-    if (
-        local
-        and "." in domain
-        and "@" not in domain
-        and domain[0] != "."
-        and domain[-1] != "."
-        and ".." not in domain
-        and " " not in text
-        and text.isprintable()  # no control or zero-width character, other blank, lone surrogate
-        and len(text) <= MAX_ADDRESS_CHARS
-    ):
-        return text
-    return None
+_HASHES_OF_NOTHING = frozenset(digest for column in HASH_COLUMN.values() for digest in column([b""]))
 
 
 def _emails(values: Sequence[object], hashes: Sequence[EmailHash], long_form: Form) -> Normalised:
-    addresses = [normalise_address(value) for value in values]
-    columns = {name.form: _HASH_COLUMN[name](addresses) for name in hashes}
+    addresses = normalised_addresses(values)
+    usable = [address for address in addresses if address is not None]
+    columns = {name.form: spread(HASH_COLUMN[name.value](usable), addresses) for name in hashes} if usable else {}
     unusable: list[Unusable | None] = [None] * len(values)
-    for row, address in enumerate(addresses):
-        if address is None:
-            found = _hashed(values[row])
-            if isinstance(found, bytes):
-                form = long_form if len(found) == 32 else Form.EMAIL_MD5
-                if form not in columns:
-                    columns[form] = [None] * len(values)
-                columns[form][row] = found
-            else:
-                unusable[row] = found
-    return Normalised({form: column for form, column in columns.items() if any(column)}, unusable)
+    for row in [row for row, address in enumerate(addresses) if address is None]:
+        found = _hashed(values[row])
+        if isinstance(found, bytes):
+            form = long_form if len(found) == 32 else Form.EMAIL_MD5
+            if form not in columns:
+                columns[form] = [None] * len(values)
+            columns[form][row] = found
+        else:
+            unusable[row] = found
+    return Normalised(columns, unusable)
 
 
 def _hashed(value: object) -> bytes | Unusable:
@@ -241,7 +198,20 @@ def user_key(values: Sequence[object]) -> list[str | None]:
     A key that holds an ``@`` is kept as its SHA-256 in hexadecimal digits, normalised where it is an address;
     so is a key that is too long or holds control characters. A later look-up goes through the same function.
     """
-    return [_user_key(value) for value in values]
+    if set(map(type, values)) == {int}:
+        values = [str(value) for value in values]
+    return [*values] if _are_plain_keys(values) else [_user_key(value) for value in values]
+
+
+def _are_plain_keys(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
+    """Tell, by a few searches of the whole column, that every key is ASCII text which stays as it is."""
+    try:
+        text = "".join(values)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    # Without a blank or control character there is nothing to strip.
+    plain = text.isascii() and text.isprintable() and "@" not in text and " " not in text
+    return plain and all(values) and max(map(len, values), default=0) <= MAX_KEY_CHARS  # type: ignore[arg-type]
 
 
 def _user_key(value: object) -> str | None:
@@ -276,6 +246,27 @@ def decode(blob: bytes, form: Form) -> list[bytes]:
         values.append(blob[start + 2 : end])
         start = end
     return values
+
+
+def cut(blob: bytes, form: Form, stretches: Sequence[tuple[int, int]]) -> bytes:
+    """Return what ``encode`` would pack of the values in these stretches [first, last)."""
+    if width := form.width:
+        if len(stretches) == 1 and stretches[0] == (0, len(blob) // width):
+            return blob
+        return b"".join([blob[first * width : last * width] for first, last in stretches])
+    values = decode(blob, form)
+    return encode([value for first, last in stretches for value in values[first:last]], form)
+
+
+def distinct(pieces: Iterable[bytes], form: Form) -> bytes:
+    """Join packed pieces into one blob that holds each value once, at its first place."""
+    blob = b"".join(pieces)
+    if form.width and len(blob) % 8 == 0:
+        # All digests differ where their first eight bytes do: no value has to be made to see that.
+        beginnings = memoryview(blob).cast("Q")[:: form.width // 8].tolist()
+        if len(set(beginnings)) == len(beginnings):
+            return blob
+    return encode(list(dict.fromkeys(decode(blob, form))), form)
 
 
 def json_items(blob: bytes, form: Form, first: int = 0, last: int | None = None) -> bytes:
@@ -326,36 +317,6 @@ def from_wire(text: str, form: Form) -> bytes | None:
 
 
 # --- values as sources hand them over --------------------------------------------------------------------
-
-
-def is_missing(value: object) -> bool:
-    """Tell whether a source value means "nothing": None, NaN, NaT, pandas' NA."""
-    if value is None:
-        return True
-    if isinstance(value, (str, int, bytes)):
-        return False
-    try:
-        return bool(value != value)  # only NaN and NaT differ from themselves
-    except (TypeError, ValueError, ArithmeticError):
-        return True  # pandas' NA refuses to be true or false; a signalling NaN refuses to be compared
-
-
-def text_of(value: object) -> str | None:
-    """Return the trimmed text of a value that stands for one, or None."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, UUID)):
-        return str(value)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        try:
-            return bytes(value).decode().strip()
-        except UnicodeDecodeError:
-            return None
-    if isinstance(value, (float, Decimal)) and not is_missing(value) and isfinite(value):
-        return str(int(value)) if value == int(value) else None  # pandas widens whole numbers beside a null
-    return None
 
 
 def _nothing(value: object) -> Unusable:

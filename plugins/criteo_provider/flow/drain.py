@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +22,7 @@ PROGRESS_EVERY_S = 2.0
 HOUSEKEEPING_EVERY_S = 0.5
 # Who has withdrawn consent is known before anybody is sent, unless a feed is slow; then claims learn it later.
 FEEDS_FIRST_S = 3.0
+COLLECT_AFTER = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,35 @@ def drain(
 
     A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
     """
+    with _seldom_collecting():
+        return _drain(readers, senders, housekeeping, feeds, quiet_s, stop, ending, max_s, on_progress)
+
+
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """Let the garbage collector look after 200,000 new objects, not 700: a page of rows is 50,000, and no garbage.
+
+    Measured: a fifth of what reading a source costs, more where much is imported, as in Airflow.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def _drain(
+    readers: Sequence[Reader],
+    senders: Mapping[str, Sender],
+    housekeeping: Housekeeping,
+    feeds: Sequence[Reader],
+    quiet_s: float,
+    stop: threading.Event,
+    ending: threading.Event,
+    max_s: float | None,
+    on_progress: Callable[[Progress], None],
+) -> Progress:
     began_s = time.monotonic()
     counts = _Counts()
     threads = [_thread(counts, ending, _read, feed, counts, ending) for feed in feeds]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from criteo_provider.core import identifiers
-from criteo_provider.core.batching import pack
 from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
-from criteo_provider.core.identifiers import Form, Unusable
-from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, Reason, SealedPeople, StepPlan
+from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, SealedPeople, StepPlan
 from criteo_provider.core.ports import Columns, Json, Look, Page, Source
+from criteo_provider.flow.packing import BeginPacking, FieldColumn, pack_here, packed
 
 log = logging.getLogger(__name__)
 
@@ -24,23 +23,6 @@ log = logging.getLogger(__name__)
 CURSOR_LEASE_S = 30.0
 # People read are sealed at least this often, however small the chunk.
 SEAL_WITHIN_S = 1.0
-
-_REASONS = {
-    Unusable.MISSING: Reason.MISSING,
-    Unusable.BLANK: Reason.BLANK,
-    Unusable.MALFORMED: Reason.MALFORMED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class FieldColumn:
-    """Which source column holds an identifier field, and how its values are to be read."""
-
-    field: str
-    column: str
-    caller_id: int | None = None
-    email_hashes: tuple[str, ...] = ("sha256",)
-    email_input: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +100,52 @@ class _Gathered:
     since_s: float = 0.0
 
 
+class _Sealing:
+    """Seals one chunk after the other; the last one is being packed while the next is read, if reading is quick."""
+
+    def __init__(self, enter: Enter, hold: CursorHold, done: Entered) -> None:
+        self._enter, self._hold, self._done = enter, hold, done
+        self._waiting: tuple[_Gathered, Callable[[], SealedPeople]] | None = None
+
+    def hand_over(self, gathered: _Gathered) -> None:
+        """Begin to pack a chunk and seal the one before; a slow source's chunk is sealed at once."""
+        before, self._waiting = self._waiting, None
+        ready = before[1]() if before else None
+        self._waiting = gathered, self._enter.begin_packing(gathered)
+        if before and ready is not None:
+            self._hold = self._enter.seal(self._hold, before[0], ready, self._done)
+        if time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
+            self._seal_waiting()
+
+    def finish(self, gathered: _Gathered) -> CursorHold:
+        """Seal whatever is left."""
+        self._seal_waiting()
+        if gathered.pages:
+            self.hand_over(gathered)
+            self._seal_waiting()
+        return self._hold
+
+    def _seal_waiting(self) -> None:
+        before, self._waiting = self._waiting, None
+        if before:
+            self._hold = self._enter.seal(self._hold, before[0], before[1](), self._done)
+
+
 class Enter:
     """Brings the people of one canvas from its source into the ledger; any number may run, one enters."""
 
     def __init__(
-        self, plan: EntryPlan, source: Source, ledger: EntryLedger, now_us: Callable[[], int], owner: str
+        self,
+        plan: EntryPlan,
+        source: Source,
+        ledger: EntryLedger,
+        now_us: Callable[[], int],
+        owner: str,
+        *,
+        begin_packing: BeginPacking = pack_here,
     ) -> None:
         self._plan, self._source, self._ledger = plan, source, ledger
-        self._now_us, self._owner = now_us, owner
+        self._now_us, self._owner, self._begin_packing = now_us, owner, begin_packing
         self.done = Entered()
 
     def tick(self, stop: threading.Event) -> Entered:
@@ -162,29 +182,28 @@ class Enter:
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> CursorHold:
         gathered = _Gathered()
-        position: Json = hold.position  # type: ignore[assignment]
+        sealing = _Sealing(self, hold, done)
         try:
-            for page in self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen):
+            for page in self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen):  # type: ignore[arg-type]
                 done.rows += page.rows
                 keys, columns = self._eligible(page.columns, done)
                 if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
-                    hold = self._seal(hold, gathered, done)
+                    sealing.hand_over(gathered)
                     gathered = _Gathered()
                 _gather(gathered, page, keys, columns)
                 if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
-                    hold = self._seal(hold, gathered, done)
+                    sealing.hand_over(gathered)
                     gathered = _Gathered()
                 if stop.is_set():
                     break
         except SourceFailed:
             # What a source has given before it failed is given.
-            if gathered.pages:
-                self._seal(hold, gathered, done)
+            sealing.finish(gathered)
             raise
-        return self._seal(hold, gathered, done) if gathered.pages else hold
+        return sealing.finish(gathered)
 
-    def _seal(self, hold: CursorHold, gathered: _Gathered, done: Entered) -> CursorHold:
-        people = self._packed(gathered.keys, gathered.columns)
+    def seal(self, hold: CursorHold, gathered: _Gathered, people: SealedPeople, done: Entered) -> CursorHold:
+        """Write packed people and the cursor behind them."""
         hold = self._ledger.seal(
             hold,
             people,
@@ -196,6 +215,10 @@ class Enter:
         )
         self._count(done, people)
         return hold
+
+    def begin_packing(self, gathered: _Gathered) -> Callable[[], SealedPeople]:
+        """Begin to pack what was gathered."""
+        return self._begin_packing(self._plan.fields, gathered.keys, gathered.columns)
 
     def _count(self, done: Entered, people: SealedPeople) -> None:
         """Count for this tick, and for whoever watches while it goes on."""
@@ -210,7 +233,7 @@ class Enter:
             for page, again in self._source.recheck(look):
                 keys, columns = self._eligible(page.columns, done)
                 self._refuse_flood(len(keys))
-                people = self._packed(keys, columns)
+                people = packed(self._plan.fields, keys, columns)
                 self._ledger.seal_late(
                     look_id,
                     self._plan.canvas_id,
@@ -228,31 +251,18 @@ class Enter:
                 f"{self._plan.canvas_id}. Write them in smaller transactions, or raise late_commit and read them anew."
             )
 
-    def _eligible(self, columns: Columns, done: Entered) -> tuple[list[str], dict[str, list[object]]]:
+    def _eligible(self, columns: Columns, done: Entered) -> tuple[list[str], dict[str, Sequence[object]]]:
         keys = identifiers.user_key(columns[self._plan.user_key])
         mask = self._plan.rule.mask(columns)
+        names = [chosen.column for chosen in self._plan.fields]
+        if all(mask) and all(keys):
+            return keys, {name: columns[name] for name in names}  # type: ignore[return-value]
         keep = [row for row, admitted in enumerate(mask) if admitted and keys[row] is not None]
         done.without_key += sum(mask) - len(keep)
-        names = [chosen.column for chosen in self._plan.fields]
         return (
             [key for row in keep if (key := keys[row]) is not None],
             {name: [columns[name][row] for row in keep] for name in names},
         )
-
-    def _packed(self, keys: Sequence[str], columns: dict[str, list[object]]) -> SealedPeople:
-        values: dict[tuple[str, int | None], Sequence[bytes | None]] = {}
-        lacking: dict[str, Sequence[Reason | None]] = {}
-        for chosen in self._plan.fields:
-            read = identifiers.normalise(
-                chosen.field,
-                columns.get(chosen.column, ()),
-                email_hashes=chosen.email_hashes,
-                email_input=chosen.email_input,
-            )
-            for form, column in read.values.items():
-                values[(form.value, chosen.caller_id)] = column
-            lacking[chosen.field] = [None if why is None else _REASONS[why] for why in read.unusable]
-        return pack(keys, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
 
     def _seen(self, units: Collection[str]) -> set[str]:
         return self._ledger.completed_units(self._plan.canvas_id, units)
@@ -280,7 +290,7 @@ def lease_kept(ledger: Leases, canvas_id: str, owner: str, now_us: Callable[[], 
         thread.join()
 
 
-def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: dict[str, list[object]]) -> None:
+def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: Mapping[str, Sequence[object]]) -> None:
     if not gathered.pages:
         gathered.since_s = time.monotonic()
     gathered.pages += 1

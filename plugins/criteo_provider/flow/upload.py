@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from criteo_provider.core.errors import Busy, LostClaim
+from criteo_provider.core.identifiers import Form, distinct
 from criteo_provider.core.model import ClaimedPart, ClaimedRequest, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Unavailable
 
@@ -46,7 +47,7 @@ class Slots(Protocol):
 class UploadLedger(Protocol):
     """What upload asks of the ledger; each verb is one transaction."""
 
-    def items(self, wanted: ClaimedPart) -> list[bytes]: ...
+    def packed(self, wanted: ClaimedPart) -> bytes: ...
 
     def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int: ...
 
@@ -58,8 +59,8 @@ class UploadLedger(Protocol):
 class Courier(Protocol):
     """Carries one request to Criteo."""
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> Any:
-        """Make the request's body from distinct values per identifier form."""
+    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> Any:
+        """Make the request's body from distinct values, packed per identifier form."""
 
     def make_ready(self) -> Outcome | None:
         """See to a good access token before a slot is taken; what stands in the way is an outcome."""
@@ -183,12 +184,12 @@ class Upload:
                 self._in_flight -= 1
             self._room.release()
 
-    def _values(self, claimed: ClaimedRequest) -> dict[str, list[bytes]]:
-        """Read the identifiers of a request, each once."""
-        values: dict[str, dict[bytes, None]] = {}
+    def _values(self, claimed: ClaimedRequest) -> dict[str, bytes]:
+        """Read the identifiers of a request, each once, packed per form."""
+        pieces: dict[str, list[bytes]] = {}
         for part in claimed.parts:
-            values.setdefault(part.form, {}).update(dict.fromkeys(self._ledger.items(part)))
-        return {form: list(distinct) for form, distinct in values.items()}
+            pieces.setdefault(part.form, []).append(self._ledger.packed(part))
+        return {form: distinct(packed, Form(form)) for form, packed in pieces.items()}
 
     def _spacing(self) -> int:
         if self._role is Role.RETRY and self._ledger.first_attempts_wait(now_us=self._now_us()):

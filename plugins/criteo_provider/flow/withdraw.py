@@ -14,7 +14,8 @@ from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import CursorHold
 from criteo_provider.core.ports import Columns, Json, Look, Source
-from criteo_provider.flow.enter import CURSOR_LEASE_S, Entered, FieldColumn, Leases, lease_kept
+from criteo_provider.flow.enter import CURSOR_LEASE_S, Entered, Leases, lease_kept
+from criteo_provider.flow.packing import FieldColumn
 
 log = logging.getLogger(__name__)
 

@@ -171,14 +171,17 @@ class Ledger:
 
     def items(self, wanted: ClaimedPart) -> list[bytes]:
         """Return the stored values of one part, in order, duplicates included."""
+        return forms.decode(self.packed(wanted), forms.Form(wanted.form))
+
+    def packed(self, wanted: ClaimedPart) -> bytes:
+        """Return the same values as one blob."""
         query = select(identifiers.c.present, identifiers.c.packed).where(
             identifiers.c.chunk_id == wanted.chunk_id, identifiers.c.form == wanted.form
         )
         with self.engine.connect() as connection:
             row = connection.execute(query).one()
-        values = forms.decode(bytes(row.packed), forms.Form(wanted.form))
         stretches = slots(spans_from_text(row.present), wanted.spans)
-        return [value for first, last in stretches for value in values[first:last]]
+        return forms.cut(bytes(row.packed), forms.Form(wanted.form), stretches)
 
     def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
         """Write what an answer means for everybody in the request; return how many parts were lost to others."""

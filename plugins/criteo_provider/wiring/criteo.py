@@ -172,12 +172,9 @@ class Courier:
 
     client: CriteoClient
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, list[bytes]]) -> list[bytes]:
+    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> list[bytes]:
         """Make the body: distinct values per form, in pieces."""
-        items = [
-            identifiers.json_items(identifiers.encode(distinct, Form(form)), Form(form))
-            for form, distinct in values.items()
-        ]
+        items = [identifiers.json_items(packed, Form(form)) for form, packed in values.items()]
         pieces, _length = amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items)
         return list(pieces)
 

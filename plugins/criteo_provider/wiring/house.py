@@ -31,6 +31,7 @@ from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.wiring.accounts import Accounts, Permit
+from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
 from criteo_provider.wiring.reading import is_ahead, reader_of
@@ -179,10 +180,14 @@ class House:
 
     def _readers(self) -> list[Reader]:
         plans, source = self._plans, self.around.source
-        return [
-            reader_of(canvas, plans[canvas.id], source, self.ledger, self._clock.now_us, self._owner)
-            for canvas in self.canvases.canvases
-        ]
+        readers = []
+        for canvas in self.canvases.canvases:
+            beside = Beside()
+            self._closing.append(beside.close)
+            readers.append(
+                reader_of(canvas, plans[canvas.id], source, self.ledger, self._clock.now_us, self._owner, beside.begin)
+            )
+        return readers
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
         ahead, told = self.consent.ahead(now_us)

@@ -9,7 +9,8 @@ from criteo_provider.core.errors import Misconfigured, SourceFailed
 from criteo_provider.core.model import StepPlan
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
 from criteo_provider.flow.drain import Reader
-from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
+from criteo_provider.flow.enter import Enter, EntryPlan
+from criteo_provider.flow.packing import BeginPacking, FieldColumn
 from criteo_provider.flow.withdraw import FeedPlan, Withdraw
 from criteo_provider.settings.canvas import Canvas, IdentifierColumn
 from criteo_provider.settings.opt_outs import OptOutFeed
@@ -27,6 +28,7 @@ def reader_of(
     ledger: Ledger,
     now_us: Callable[[], int],
     owner: str,
+    begin_packing: BeginPacking,
 ) -> Reader:
     """Return what enters the people of ``canvas`` into ``steps``."""
     plan = EntryPlan(
@@ -37,7 +39,7 @@ def reader_of(
         tuple(steps),
     )
     return Reader(
-        Enter(plan, LazySource(source, canvas), ledger, now_us, owner),
+        Enter(plan, LazySource(source, canvas), ledger, now_us, owner, begin_packing=begin_packing),
         canvas.id,
         # Read at half the interval: whoever comes right after a look is still in a request in time.
         canvas.flush_s / 2,

@@ -1,0 +1,133 @@
+"""Measuring: CPU seconds, wall seconds and peak memory, and the rows a report is made of."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured figure; ``per_yardstick`` is how many times better it is than the yardstick of its part."""
+
+    part: str
+    what: str
+    engine: str
+    value: float
+    unit: str
+    note: str = ""
+    per_yardstick: float | None = None
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a piece of work has cost: CPU of this process and of helpers, wall time."""
+
+    cpu_s: float = 0.0
+    helpers_cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Adds up CPU seconds of the calling thread under names."""
+
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        """Do ``work`` on the account of ``name``."""
+        began_s = time.thread_time()
+        try:
+            return work()
+        finally:
+            self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.thread_time() - began_s
+
+
+@contextmanager
+def costing(*helpers: int) -> Iterator[Cost]:
+    """Measure what happens inside; ``helpers`` are processes (with their children) that work for it."""
+    cost = Cost()
+    helpers_before, cpu_before, wall_before = cpu_of(*helpers), time.process_time(), time.monotonic()
+    yield cost
+    cost.wall_s = time.monotonic() - wall_before
+    cost.cpu_s = time.process_time() - cpu_before
+    cost.helpers_cpu_s = cpu_of(*helpers) - helpers_before
+
+
+def cpu_of(*pids: int) -> float:
+    """Return the CPU seconds of these processes and all their children, ended ones included."""
+    total = 0.0
+    for pid in pids:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            with _gone():
+                times = process.cpu_times()
+                total += times.user + times.system
+                total += times.children_user + times.children_system  # of those that have ended
+    return total
+
+
+class MemoryWatch:
+    """Looks ten times a second how much memory each process of a family holds, and keeps the most."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_mb: dict[int, float] = {}
+        self._pid, self._over = pid, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.1):
+            with _gone():
+                for process in [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]:
+                    with _gone():
+                        held_mb = process.memory_info().rss / 1024**2
+                        self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
+
+
+def machine() -> dict[str, object]:
+    """Tell where and when this was measured, and how busy the machine was."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpus": os.cpu_count(),
+        "cpu": model,
+        "memory_gb": round(psutil.virtual_memory().total / 1024**3, 1),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except psutil.Error:
+        return
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else []

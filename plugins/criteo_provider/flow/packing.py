@@ -1,0 +1,128 @@
+"""Packing: from columns of a source to the people of a chunk; here, or in a process beside, which knows nothing else.
+
+``python -m criteo_provider.flow.packing`` is that process: it packs what comes in on standard input until that ends.
+Plain values go through the pipe and nothing that could run (marshal, between two of the same interpreter).
+"""
+
+from __future__ import annotations
+
+import marshal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from criteo_provider.core import identifiers
+from criteo_provider.core.batching import pack
+from criteo_provider.core.identifiers import Form, Unusable
+from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
+
+_REASONS = {
+    Unusable.MISSING: Reason.MISSING,
+    Unusable.BLANK: Reason.BLANK,
+    Unusable.MALFORMED: Reason.MALFORMED,
+}
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FieldColumn:
+    """Which source column holds an identifier field, and how its values are to be read."""
+
+    field: str
+    column: str
+    caller_id: int | None = None
+    email_hashes: tuple[str, ...] = ("sha256",)
+    email_input: str = "auto"
+
+
+Columns = Mapping[str, Sequence[object]]
+# Begins to pack and returns what waits for the result.
+BeginPacking = Callable[[Sequence[FieldColumn], Sequence[str], Columns], Callable[[], SealedPeople]]
+
+
+def packed(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> SealedPeople:
+    """Normalise, hash and pack people; ``columns`` are as long as ``keys``."""
+    values: dict[tuple[str, int | None], Sequence[bytes | None]] = {}
+    lacking: dict[str, Sequence[Reason | None]] = {}
+    for chosen in fields:
+        read = identifiers.normalise(
+            chosen.field,
+            columns.get(chosen.column, ()),
+            email_hashes=chosen.email_hashes,
+            email_input=chosen.email_input,
+        )
+        for form, column in read.values.items():
+            values[(form.value, chosen.caller_id)] = column
+        usable = not any(read.unusable)
+        lacking[chosen.field] = (
+            [None] * len(keys) if usable else [None if why is None else _REASONS[why] for why in read.unusable]
+        )
+    return pack(keys, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
+
+
+def pack_here(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
+    """Pack in this process, when the result is asked for."""
+    return lambda: packed(fields, keys, columns)
+
+
+def order_of(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> bytes | None:
+    """Write what is to be packed; None for values of other than the plain types, which are packed here."""
+    chosen = [
+        (one.field, one.column, one.caller_id, tuple(map(str, one.email_hashes)), str(one.email_input))
+        for one in fields
+    ]
+    try:
+        return marshal.dumps((chosen, [*keys], {name: [*column] for name, column in columns.items()}))
+    except ValueError:
+        return None
+
+
+def parcel_of(people: SealedPeople) -> bytes:
+    """Write packed people."""
+    forms = [
+        (one.form, one.gum_caller_id, [(span.first, span.last) for span in one.present], one.count, one.blob)
+        for one in people.forms
+    ]
+    shortfalls = [(short.field, short.span.first, short.span.last, short.reason.value) for short in people.shortfalls]
+    return marshal.dumps((people.user_keys, forms, shortfalls))
+
+
+def people_of(parcel: bytes) -> SealedPeople:
+    """Read packed people back."""
+    keys, forms, shortfalls = marshal.loads(parcel)  # noqa: S302 - written by our own process beside
+    return SealedPeople(
+        keys,
+        tuple(
+            PackedForm(form, caller_id, tuple(Span(first, last) for first, last in present), count, blob)
+            for form, caller_id, present, count, blob in forms
+        ),
+        tuple(Shortfall(field, Span(first, last), Reason(reason)) for field, first, last, reason in shortfalls),
+    )
+
+
+def write(pipe: IO[bytes], message: bytes) -> None:
+    """Put one message into a pipe."""
+    pipe.write(len(message).to_bytes(_LENGTH_BYTES, "big"))
+    pipe.write(message)
+    pipe.flush()
+
+
+def read(pipe: IO[bytes]) -> bytes | None:
+    """Take one message out of a pipe, None at its end."""
+    length = pipe.read(_LENGTH_BYTES)
+    if len(length) < _LENGTH_BYTES:
+        return None
+    message = pipe.read(int.from_bytes(length, "big"))
+    return message if len(message) == int.from_bytes(length, "big") else None
+
+
+def main() -> None:
+    """Pack whatever comes in, until nothing more does."""
+    while (order := read(sys.stdin.buffer)) is not None:
+        fields, keys, columns = marshal.loads(order)  # noqa: S302 - written by the process that started this one
+        write(sys.stdout.buffer, parcel_of(packed([FieldColumn(*chosen) for chosen in fields], keys, columns)))
+
+
+if __name__ == "__main__":
+    main()
