@@ -120,6 +120,12 @@ def settle(world: World) -> None:
     world.settle(claimed)
 
 
+def live_streams(world: World) -> None:
+    """Count the streams at a time when all that is settled is long ago."""
+    world.pass_time(3600)
+    assert world.ledger.live_streams("criteo_default", now_us=world.now_us) == 1
+
+
 HOT: dict[str, Callable[[World], Any]] = {
     "claim": claim,
     "claim nothing": lambda world: world.claim(Role.RETRY),
@@ -129,6 +135,7 @@ HOT: dict[str, Callable[[World], Any]] = {
     "due steps": lambda world: world.ledger.enter_due_steps(now_us=world.now_us),
     "open work": lambda world: world.ledger.open_work(now_us=world.now_us),
     "first attempts": lambda world: world.ledger.first_attempts_wait(now_us=world.now_us),
+    "live streams": live_streams,
     "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
     "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),
 }

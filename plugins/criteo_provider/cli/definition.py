@@ -89,6 +89,13 @@ def _ledger() -> tuple[ActionCommand, ...]:
             func=_lazy("db_check"),
             args=(ARG_VERBOSE,),
         ),
+        ActionCommand(
+            name="rotate-key",
+            help="encrypt Criteo's tokens under the first key of [core] fernet_key, after a new one was put before "
+            "the old one; exit code 1 if a consent is under neither",
+            func=_lazy("db_rotate_key"),
+            args=(ARG_VERBOSE,),
+        ),
     )
 
 

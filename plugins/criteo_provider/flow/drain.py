@@ -23,17 +23,19 @@ HOUSEKEEPING_EVERY_S = 0.5
 # Who has withdrawn consent is known before anybody is sent, unless a feed is slow; then claims learn it later.
 FEEDS_FIRST_S = 3.0
 COLLECT_AFTER = 200_000
+LOOK_AT_INTERVAL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a drain is: counts only."""
+    """How far a drain is: counts only, and remarks on what makes it slower than declared."""
 
     entered: int
     requests: int
     accepted: int
     identifiers: int
     given_up: int
+    remarks: tuple[str, ...] = ()
 
 
 class Enters(Protocol):
@@ -47,11 +49,11 @@ class Enters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One source to be read: by what, how often to look (seconds), and whether it may be tried now."""
+    """One source to be read: by what, how often to look (seconds, as of now), and whether it may be tried now."""
 
     enter: Enters
     canvas_id: str
-    every_s: float
+    every_s: Callable[[], float]
     may_try: Callable[[], bool]
     succeeded: Callable[[], None]
 
@@ -75,6 +77,7 @@ class Housekeeping:
     sweep: Callable[[], int]
     nothing_due: Callable[[], bool]
     follow_opt_outs: Callable[[], bool] = lambda: False
+    remarks: Callable[[], tuple[str, ...]] = tuple
 
 
 @dataclass(slots=True)
@@ -96,13 +99,13 @@ def drain(
     housekeeping: Housekeeping,
     *,
     feeds: Sequence[Reader] = (),
-    quiet_s: float,
+    quiet_s: Callable[[], float],
     stop: threading.Event,
     ending: threading.Event,
     max_s: float | None = None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Progress:
-    """Run until nothing came in or went out for ``quiet_s``, or ``stop``, or ``max_s``; settles all before it returns.
+    """Run until nothing came in or went out for ``quiet_s()``, or ``stop``, or ``max_s``; settles all it has claimed.
 
     A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
     """
@@ -129,7 +132,7 @@ def _drain(
     senders: Mapping[str, Sender],
     housekeeping: Housekeeping,
     feeds: Sequence[Reader],
-    quiet_s: float,
+    quiet_s: Callable[[], float],
     stop: threading.Event,
     ending: threading.Event,
     max_s: float | None,
@@ -158,11 +161,11 @@ def _drain(
                 counts.given_up += housekeeping.sweep()
             if now_s - shown_s >= PROGRESS_EVERY_S:
                 shown_s = now_s
-                on_progress(_progress(counts, readers, senders))
+                on_progress(_progress(counts, readers, senders, housekeeping.remarks()))
             if max_s is not None and now_s - began_s >= max_s:
                 break
             looked = len(counts.first_looks) == len(readers) + len(feeds)
-            if looked and now_s - counts.busy_s >= quiet_s and _at_rest(senders) and housekeeping.nothing_due():
+            if looked and now_s - counts.busy_s >= quiet_s() and _at_rest(senders) and housekeeping.nothing_due():
                 break
             stop.wait(HOUSEKEEPING_EVERY_S)
     finally:
@@ -202,7 +205,15 @@ def _read(reader: Reader, counts: _Counts, ending: threading.Event) -> None:
                 if entered.people:
                     counts.busy()
         counts.first_looks.add(reader.canvas_id)
-        ending.wait(reader.every_s)
+        _wait(reader.every_s, ending)
+
+
+def _wait(every_s: Callable[[], float], ending: threading.Event) -> None:
+    """Wait as long as the interval of this moment says, looking at it again while waiting."""
+    began_s = time.monotonic()
+    while (left_s := began_s + every_s() - time.monotonic()) > 0:
+        if ending.wait(min(left_s, LOOK_AT_INTERVAL_EVERY_S)):
+            return
 
 
 def _resolve(sender: Sender, counts: _Counts, ending: threading.Event) -> None:
@@ -226,7 +237,9 @@ def _at_rest(senders: Mapping[str, Sender]) -> bool:
     return not any(sender.upload.is_flying for sender in senders.values())
 
 
-def _progress(counts: _Counts, readers: Sequence[Reader], senders: Mapping[str, Sender]) -> Progress:
+def _progress(
+    counts: _Counts, readers: Sequence[Reader], senders: Mapping[str, Sender], remarks: tuple[str, ...] = ()
+) -> Progress:
     done = [sender.upload.done for sender in senders.values()]
     return Progress(
         sum(reader.enter.done.people for reader in readers),
@@ -234,4 +247,5 @@ def _progress(counts: _Counts, readers: Sequence[Reader], senders: Mapping[str, 
         sum(one.accepted for one in done),
         sum(one.identifiers for one in done),
         counts.given_up,
+        remarks,
     )

@@ -77,9 +77,12 @@ class CriteoAudienceUploadOperator(BaseOperator):
         return done
 
     def _tell(self, progress: Progress) -> None:
-        if progress == self._told:
+        told, self._told = self._told, progress
+        for remark in progress.remarks:
+            if told is None or remark not in told.remarks:
+                self.log.info("%s", remark)
+        if told is not None and replace(told, remarks=progress.remarks) == progress:
             return
-        self._told = progress
         self.log.info(
             "%s people entered; %s requests, %s of them accepted, with %s identifiers",
             *(f"{n:,}" for n in (progress.entered, progress.requests, progress.accepted, progress.identifiers)),

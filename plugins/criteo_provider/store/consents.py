@@ -27,6 +27,7 @@ BY_THE_CONNECTION = "the connection"
 DAY_US = 86_400_000_000
 # A refresh token that nobody exchanges ends after six months; a month before, people are told.
 LIFE_US, WARNED_US = 180 * DAY_US, 30 * DAY_US
+FIRST_COUNT_EVERY_US = 60_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,14 @@ class Consents:
         self._put(conn_id, CURRENT, about, {"refresh": self._sealed(refresh_token)}, now_us=self._clock.now_us())
 
     def begin_count(self, conn_id: str, *, every_s: float) -> bool:
-        """Tell one process in ``every_s`` seconds that the ad accounts of the consent in force want counting."""
+        """Tell one process in ``every_s`` seconds that the ad accounts of the consent in force want counting.
+
+        As long as nobody has managed to, one process in a minute is told.
+        """
         now_us = self._clock.now_us()
-        due = consent.c.counted_us <= now_us - round(every_s * 1e6)
+        never = consent.c.ad_accounts.is_(None) & (consent.c.counted_us <= now_us - FIRST_COUNT_EVERY_US)
+        set_back = consent.c.counted_us > now_us
+        due = (consent.c.counted_us <= now_us - round(every_s * 1e6)) | never | set_back
         with self._engine.connect() as connection:
             if connection.execute(select(consent.c.role).where(*_which(conn_id, CURRENT), due)).first() is None:
                 return False

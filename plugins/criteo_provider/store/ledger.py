@@ -23,7 +23,7 @@ from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, laws, metrics, seal, settle, troubles
+from criteo_provider.store import declare, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, writing
 from criteo_provider.store.opt_out_verbs import OptOuts
@@ -303,6 +303,11 @@ class Ledger:
         """Look, cheaply, at what is still open."""
         with reading(self.engine) as connection:
             return metrics.open_work(connection, now_us=now_us)
+
+    def live_streams(self, connection_id: str, *, now_us: int) -> int:
+        """Count the lanes of a connection that have people under way."""
+        with reading(self.engine) as connection:
+            return streams.live_streams(connection, connection_id, now_us=now_us)
 
     def first_attempts_wait(self, *, now_us: int) -> bool:
         """Tell whether first attempts are due."""

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.core.ports import Token
-from criteo_provider.store.clock import Clock
+from criteo_provider.store.clock import Clock, is_over
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import token
 
@@ -70,7 +70,7 @@ class LedgerTokens:
         self._ensure_row()
         with writing(self._engine) as connection:
             holder = self._holder(connection)
-            free = [token.c.holder == holder, token.c.renewer_until_us <= now_us]
+            free = [token.c.holder == holder, is_over(token.c.renewer_until_us, now_us)]
             if dead_serial is not None:
                 free.append(token.c.serial == dead_serial)
             taken = connection.execute(

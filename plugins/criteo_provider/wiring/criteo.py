@@ -100,9 +100,19 @@ class CriteoDoor:
             seed=connection.refresh_token or None,
         )
 
-    def pacer(self, conn_id: str) -> Pacer:
-        """Return the pacer of a connection, to be looked at."""
-        return self._pacer(conn_id, self._around.criteo(conn_id), None, "current", interactive=True)
+    def limit(self, conn_id: str) -> int:
+        """Return the requests a minute a connection may make by its settings and its consent."""
+        return self._limit(conn_id, self._around.criteo(conn_id), "current")
+
+    def budget(self, conn_id: str) -> int:
+        """Return the requests a minute in force: fewer than the limit when Criteo's answers say so."""
+        return self._pacer(conn_id, self._around.criteo(conn_id), None, "current", interactive=True).granted_limit()
+
+    def wants_count(self, conn_id: str, *, every_s: float) -> bool:
+        """Tell one process at a time that the limit depends on ad accounts nobody has counted lately."""
+        connection = self._around.criteo(conn_id)
+        by_accounts = connection.grant_type == "authorization_code" and connection.requests_per_minute is None
+        return by_accounts and self.consents.begin_count(conn_id, every_s=every_s)
 
     def _open(
         self,
@@ -141,16 +151,19 @@ class CriteoDoor:
         *,
         interactive: bool,
     ) -> Pacer:
-        application = _application(connection)
-        ad_accounts = None
-        key = application
+        key = _application(connection)
         if connection.grant_type == "authorization_code":
-            key = consent_key(application, conn_id)
-            known = self.consents.candidate(conn_id) if role == "candidate" else self.consents.current(conn_id)
-            ad_accounts = known.ad_accounts if known else None
-        limit = budget_per_min(connection.grant_type, ad_accounts, connection.requests_per_minute)
+            key = consent_key(key, conn_id)
+        limit = self._limit(conn_id, connection, role)
         patience = {"patience_s": INTERACTIVE_PATIENCE_S} if interactive else {}
         return Pacer(self._pacer_engine(), key, limit_per_min=limit, stop=stop, **patience)
+
+    def _limit(self, conn_id: str, connection: CriteoConnection, role: Role) -> int:
+        known = None
+        if connection.grant_type == "authorization_code":
+            known = self.consents.candidate(conn_id) if role == "candidate" else self.consents.current(conn_id)
+        ad_accounts = known.ad_accounts if known else None
+        return budget_per_min(connection.grant_type, ad_accounts, connection.requests_per_minute)
 
     def _cipher(self) -> Cipher:
         if self._around.cipher is None:

@@ -34,6 +34,7 @@ from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
+from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.reading import is_ahead, reader_of
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
@@ -73,7 +74,6 @@ class House:
         on_progress: Callable[[Progress], None] = lambda _progress: None,
     ) -> Progress:
         """Enter (fresh only) and upload side by side until both are dry for one flush interval."""
-        quiet_s = max((canvas.flush_s for canvas in self.canvases.canvases), default=5)
         ledger, now_us = self.ledger, self._clock.now_us
         chosen = Role(role)
         ending = threading.Event()
@@ -86,9 +86,10 @@ class House:
                     sweep=lambda: ledger.sweep(now_us=now_us()),
                     nothing_due=lambda: not ledger.open_work(now_us=now_us()).anything_due(chosen),
                     follow_opt_outs=self.consent.follow if chosen is Role.FRESH else lambda: False,
+                    remarks=self._pace.remarks,
                 ),
                 feeds=self.consent.readers() if chosen is Role.FRESH else [],
-                quiet_s=float(quiet_s) if chosen is Role.FRESH else 0.0,
+                quiet_s=self._pace.longest_flush_s if chosen is Role.FRESH else lambda: 0.0,
                 stop=stop,
                 ending=ending,
                 max_s=max_s,
@@ -109,6 +110,10 @@ class House:
         """Return the seven metrics of every step."""
         return self.ledger.numbers(now_us=self._clock.now_us())
 
+    def flush(self) -> list[Flush]:
+        """Return how often each connection is flushed, and why when that is less often than declared."""
+        return self._pace.flush()
+
     def take_news(self) -> list[str]:
         """Return one sentence for each trouble that began or ended, or people given up, since this was last asked."""
         return self.ledger.take_news(now_us=self._clock.now_us())
@@ -125,6 +130,18 @@ class House:
     def prove(self) -> list[str]:
         """Return one sentence for each law of the ledger that does not hold."""
         return self.ledger.broken_laws()
+
+    def rotate_key(self) -> tuple[bool, str]:
+        """Encrypt every token of Criteo's under the first of Airflow's Fernet keys; tell whether all could be read."""
+        consents = self.criteo.consents
+        changed, lost = consents.rotate_key(), consents.unreadable()
+        said = f"{changed} token{'' if changed == 1 else 's'} encrypted anew under the first key of [core] fernet_key."
+        if not lost:
+            return True, said
+        return False, (
+            f"{said} The consent of {', '.join(lost)} is under a key that is not among them: add that key behind the "
+            "first one and do this again, or reconnect on the Accounts page."
+        )
 
     def close(self) -> None:
         """Let go of databases."""
@@ -157,6 +174,10 @@ class House:
         return Consent(self.around, lambda: self.ledger, lambda: self._clock.now_us(), self._owner)
 
     @cached_property
+    def _pace(self) -> Pace:
+        return Pace(self.canvases.canvases, lambda: self.ledger, self.criteo, lambda: self._clock.now_us())
+
+    @cached_property
     def _engine(self) -> Engine:
         engine = open_engine(self.around.ledger_url)
         self._closing.append(engine.dispose)
@@ -179,13 +200,15 @@ class House:
         return self.ledger.declare(declarations, broken=broken, now_us=self._clock.now_us())
 
     def _readers(self) -> list[Reader]:
-        plans, source = self._plans, self.around.source
+        plans, source, now_us, pace = self._plans, self.around.source, self._clock.now_us, self._pace
         readers = []
         for canvas in self.canvases.canvases:
-            beside = Beside()
+            beside, every_s = Beside(), pace.look_every_s(canvas)
             self._closing.append(beside.close)
             readers.append(
-                reader_of(canvas, plans[canvas.id], source, self.ledger, self._clock.now_us, self._owner, beside.begin)
+                reader_of(
+                    canvas, plans[canvas.id], source, self.ledger, now_us, self._owner, beside.begin, every_s=every_s
+                )
             )
         return readers
 
@@ -238,4 +261,10 @@ class House:
             role=role,
             request_timeout_s=timeout_s,
         )
-        return Sender(upload, lambda: resolve_audiences(self.ledger, Desk(client), conn_id, permit.now(), now_us))
+        allowance = Allowance(self.criteo, conn_id, pacer, client)
+
+        def resolve() -> int:
+            allowance.keep()
+            return resolve_audiences(self.ledger, Desk(client), conn_id, permit.now(), now_us)
+
+        return Sender(upload, resolve)

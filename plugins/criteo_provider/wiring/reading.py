@@ -29,6 +29,7 @@ def reader_of(
     now_us: Callable[[], int],
     owner: str,
     begin_packing: BeginPacking,
+    every_s: Callable[[], float],
 ) -> Reader:
     """Return what enters the people of ``canvas`` into ``steps``."""
     plan = EntryPlan(
@@ -41,8 +42,7 @@ def reader_of(
     return Reader(
         Enter(plan, LazySource(source, canvas), ledger, now_us, owner, begin_packing=begin_packing),
         canvas.id,
-        # Read at half the interval: whoever comes right after a look is still in a request in time.
-        canvas.flush_s / 2,
+        every_s,
         may_try=lambda: ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", canvas.id, now_us=now_us()),
     )
@@ -62,7 +62,7 @@ def feed_reader_of(
     return Reader(
         Withdraw(plan, LazySource(source, feed), ledger, ledger.opt_outs, now_us, owner),
         feed.id,
-        FEED_EVERY_S,
+        lambda: FEED_EVERY_S,
         may_try=lambda: ledger.may_probe("source", feed.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", feed.id, now_us=now_us()),
     )
