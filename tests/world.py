@@ -101,9 +101,11 @@ class World:
         """Let time pass."""
         self.now_us += round(seconds * 1e6)
 
-    def declare(self, *canvases: CanvasDeclaration, resolve: bool = True) -> None:
-        """Declare these canvases as all there are; audiences are known at Criteo unless told otherwise."""
+    def declare(self, *canvases: CanvasDeclaration, resolve: bool = True, launch: bool = True) -> None:
+        """Declare these canvases as all there are; launched, and their audiences known, unless told otherwise."""
         self.plans = self.ledger.declare(canvases, now_us=self.now_us)
+        for canvas_id in self.ledger.launches.unlaunched() if launch else ():
+            self.ledger.launches.launched(canvas_id, "", "[]", now_us=self.now_us)
         if resolve:
             for audience_id in {plan.audience_id for plans in self.plans.values() for plan in plans}:
                 self.ledger.resolved(audience_id, str(7000 + audience_id), created=False, now_us=self.now_us)

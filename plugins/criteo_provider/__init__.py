@@ -88,6 +88,12 @@ def _connection_type() -> dict[str, object]:
                 "/request of an API base URL of your own.",
                 "schema": {"type": ["string", "null"]},
             },
+            "guidelines_acknowledged": {
+                "label": "Guidelines acknowledged",
+                "description": "Somebody has read Criteo's advertising and brand-safety guidelines. Asked for only "
+                "where [criteo] guidelines_acknowledged is required.",
+                "schema": {"type": "boolean", "default": False},
+            },
             "allowed_ad_accounts": {
                 "label": "Allowed ad accounts",
                 "description": "Ids separated by commas; canvases may use no others. Empty: every ad account "
@@ -112,6 +118,10 @@ def _config_section() -> dict[str, object]:
             ),
             "include_folder": _option(
                 "The folder with ``canvases/`` and ``segments/``. Empty: ``include`` beside the dags folder.",
+            ),
+            "guidelines_acknowledged": _option(
+                "``required``: a canvas is launched only if its Criteo connection says that Criteo's advertising and "
+                "brand-safety guidelines are acknowledged. Empty: nobody is asked.",
             ),
         },
     }

@@ -174,33 +174,70 @@ def test_drop_takes_only_what_no_file_declares(airflow: Airflow, include: Path) 
     assert said.startswith("Step add of canvas example is dropped")
 
 
+def preflight(airflow: Airflow, *words: str) -> tuple[int, list[dict[str, str]]]:
+    """Run `preflight --output json`; return the exit code and the rows."""
+    code, said = airflow("preflight", *words, "--output", "json")
+    return code, json.loads(said)
+
+
 def test_preflight(airflow: Airflow) -> None:
-    """`preflight` is one line for each thing checked, all fine, exit code 0."""
+    """`preflight` says what a launch will do, creates nothing, and is fine: exit code 0."""
+    code, rows = preflight(airflow)
+    assert (code, {row["severity"] for row in rows}) == (0, {"ok"})
+    assert [row["what"] for row in rows] == [
+        "audience “Everybody” (1001): will be created",
+        "ready: nothing to mend",
+    ]
     code, said = airflow("preflight")
-    assert code == 0, said
-    assert all(line.startswith("ok") for line in said.strip().splitlines())
-    assert "canvas example: Example" in said
-    assert "connection criteo_default:" in said
+    assert code == 0
+    assert "will be created" in said
 
 
 def test_preflight_of_a_broken_canvas(airflow: Airflow, include: Path) -> None:
-    """A broken canvas is a failed line with file, key and mend; the others are still checked."""
-    (include / "canvases" / "broken.yaml").write_text(CANVAS.replace("operation: add", "operation: ad"))
-    code, said = airflow("preflight")
+    """The four things people forget are told together, with file, key and mend; the others are still checked."""
+    broken = CANVAS.replace("audience: Everybody, fields: [email]", "fields: []").replace('ad_account: "1001",', "")
+    (include / "canvases" / "broken.yaml").write_text(broken.replace("name: Example", "name: B\nconnection: nowhere"))
+    code, rows = preflight(airflow)
     assert code == 1
-    (failed,) = [line for line in said.splitlines() if line.startswith("FAIL")]
-    assert "include/canvases/broken.yaml: steps[0].audience_sync.operation (step add)" in failed
-    assert "canvas example: Example" in said
-    assert airflow("preflight", "example")[0] == 0
+    failed = {row["code"]: row for row in rows if row["severity"] == "failure"}
+    assert set(failed) == {"no-ad-account", "no-audience-name", "no-fields", "not-connected"}
+    assert failed["no-fields"]["where"] == "include/canvases/broken.yaml"
+    assert "steps[0].audience_sync.fields (step add)" in failed["no-fields"]["what"]
+    assert "there is no Airflow connection 'nowhere'" in failed["not-connected"]["what"]
+    assert all(row["mend"] and row["why"] for row in failed.values())
+    assert {row["canvas"] for row in rows} == {"broken", "example"}
+    assert preflight(airflow, "example")[0] == 0
 
 
 def test_preflight_of_an_unreachable_source(airflow: Airflow, include: Path) -> None:
-    """A source that cannot be looked at is a failed line that names its canvas."""
+    """A source that cannot be read, or lacks a column, is a failure that names its canvas."""
     (include / "segments" / "all.sql").write_text("SELECT * FROM nowhere")
-    code, said = airflow("preflight")
+    code, rows = preflight(airflow)
+    (failed,) = [row for row in rows if row["severity"] == "failure"]
+    assert (code, failed["code"], failed["where"]) == (1, "source-unreadable", "source of canvas example")
+    (include / "segments" / "all.sql").write_text("SELECT customer_id, email, updated_at FROM customers")
+    code, rows = preflight(airflow)
     assert code == 1
-    (failed,) = [line for line in said.splitlines() if line.startswith("FAIL")]
-    assert "example" in failed
+    assert "gives no column 'ads_tracking_enabled'" in rows[0]["what"]
+
+
+def test_preflight_of_no_canvas(airflow: Airflow) -> None:
+    """A canvas that does not exist is a failure."""
+    code, rows = preflight(airflow, "nobody")
+    assert (code, [row["code"] for row in rows]) == (1, ["no-canvas"])
+
+
+def test_preflight_asks_for_the_guidelines_where_they_are_required(
+    airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the setting demands it a connection has to say so; the tick in its form is enough."""
+    monkeypatch.setenv("AIRFLOW__CRITEO__GUIDELINES_ACKNOWLEDGED", "required")
+    code, rows = preflight(airflow)
+    assert (code, [row["code"] for row in rows if row["severity"] == "failure"]) == (1, ["guidelines"])
+    with create_session() as session:
+        connection = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
+        connection.set_extra(json.dumps({"guidelines_acknowledged": True}))
+    assert preflight(airflow)[0] == 0
 
 
 def test_preflight_without_a_fernet_key(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_everything_named_exists() -> None:
 
 
 def test_connection_type() -> None:
-    """Airflow offers the connection type with its own labels, a masked secret and six fields of its own."""
+    """Airflow offers the connection type with its own labels, a masked secret and seven fields of its own."""
     manager = ProvidersManager()
     hook = ProvidersManagerTaskRuntime().hooks["criteo"]
     assert hook is not None
@@ -43,6 +43,7 @@ def test_connection_type() -> None:
     fields = {name.split("__")[-1] for name in manager.connection_form_widgets if "__criteo__" in name}
     assert fields == {
         "api_version", "requests_per_minute", "allowed_ad_accounts", "grant_type", "refresh_token", "consent_url",
+        "guidelines_acknowledged",
     }  # fmt: skip
 
 

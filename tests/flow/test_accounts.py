@@ -104,6 +104,7 @@ def test_what_is_chosen_decides_over_the_connection(house: House, sandbox: Sandb
     """An ad account outside the allowed ones waits until it is chosen; a consent serves only what is chosen."""
     around = house.around
     narrow = replace(around.criteo(CONNECTION), allowed_ad_accounts=("1001",))
+    drain(house)  # launched
     shop.add(Person(number) for number in range(1, 11))
     with closing(House(replace(around, criteo=lambda _name: narrow))) as other:
         drain(other)

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, inspect, select, text, update
 from criteo_provider.core.errors import LedgerRefused
 from criteo_provider.store import migrate, schema_order
 from criteo_provider.store.engine import open_engine, writing
+from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import VERSION_TABLE, current, refuse_if_foreign, upgrade
 from criteo_provider.store.schema import metadata, origin
 from tests.world import START_US
@@ -243,4 +244,34 @@ def test_postgresql_has_no_such_limits(postgres_url: str) -> None:
     engine = open_engine(postgres_url)
     upgrade(engine, now_us=START_US)
     refuse_if_foreign(engine, executor="CeleryExecutor")
+    engine.dispose()
+
+
+# --- what an older ledger brings along
+
+
+def test_canvases_of_an_older_ledger_that_have_people_count_as_launched(ledger_url: str) -> None:
+    """A ledger of the first revision keeps its people; a canvas without people has to be launched."""
+    engine = open_engine(ledger_url)
+    config = migrate._config()
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for canvas_id in ("vip", "empty"):
+            connection.execute(
+                text(
+                    "INSERT INTO canvas (id, name, owner, connection_id, retry_for_us, fingerprint, declared,"
+                    " launched_us) VALUES (:id, 'Canvas', 'team', 'criteo_default', 1, 'print', true, 5)"
+                ),
+                {"id": canvas_id},
+            )
+        connection.execute(
+            text("INSERT INTO chunk (canvas_id, sealed_us, people, user_keys) VALUES ('vip', 6, 1, '[\"user-1\"]')")
+        )
+    assert upgrade(engine, now_us=START_US) == current(engine)
+    with engine.connect() as connection:
+        launched = dict(connection.execute(text("SELECT id, launched_us FROM canvas")).all())
+        assert connection.execute(text("SELECT count(*) FROM chunk")).scalar() == 1
+    assert launched == {"vip": 5, "empty": None}
+    assert Ledger(engine).launches.unlaunched() == {"empty"}
     engine.dispose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -18,7 +18,7 @@ from criteo_provider.hooks.airflow_inside import become_server
 from criteo_provider.hooks.surroundings import open_house
 
 if TYPE_CHECKING:
-    from criteo_provider.wiring import House
+    from criteo_provider.wiring.preflight import Report
 
 P = ParamSpec("P")
 
@@ -122,13 +122,11 @@ def drop(args: Namespace) -> bool:
 
 @_command
 def preflight(args: Namespace) -> bool:
-    """Check everything people need to be synced: one line each."""
-    good = True
+    """Check everything people need to be synced, and say all of it."""
     with closing(open_house()) as house:
-        for fine, line in _preflight(house, args.canvas):
-            print(f"{'ok  ' if fine else 'FAIL'}  {line}")
-            good = good and fine
-    return good
+        reports = house.preflight.reports(args.canvas)
+    AirflowConsole().print_as([row for report in reports for row in preflight_rows(report)], output=args.output)
+    return not any(report.failures for report in reports)
 
 
 def sandbox(args: Namespace) -> None:
@@ -155,18 +153,23 @@ def numbers_row(step: Any) -> dict[str, Any]:
     }
 
 
-def _preflight(house: House, canvas: str | None) -> Iterator[tuple[bool, str]]:
-    yield True, house.upgrade()
-    problems = [problem for problem in house.canvases.problems if canvas in (None, problem.file.stem)]
-    for problem in problems:
-        yield False, str(problem)
-    chosen = [each for each in house.canvases.canvases if canvas in (None, each.id)]
-    for each in chosen:
-        yield True, f"canvas {each.id}: {each.name}"
-    if not chosen and not problems:
-        yield False, f"canvas {canvas}: there is no such file" if canvas else "there is no canvas in include/canvases"
-    for trouble in house.waiting().problems:
-        yield False, trouble
-    for conn_id in sorted({each.connection for each in chosen}):
-        verdict = house.check_access(conn_id)
-        yield verdict.ok, f"connection {conn_id}: {verdict.sentence}"
+def preflight_rows(report: Report) -> list[dict[str, Any]]:
+    """Return what a preflight has found as rows: what is to be mended first, then what a launch makes of audiences."""
+    rows = [
+        {
+            "canvas": report.canvas_id,
+            "severity": str(one.severity),
+            "where": one.where,
+            "what": one.what,
+            "why": one.why,
+            "mend": one.mend,
+            "code": one.code,
+        }
+        for one in report.findings
+    ]
+    fine = {"canvas": report.canvas_id, "severity": "ok", "why": "", "mend": "", "code": "ok"}
+    rows += [
+        {**fine, "where": f"step {one.step}", "what": f"audience “{one.audience}” ({one.ad_account}): {one.state}"}
+        for one in report.targets
+    ]
+    return rows if report.failures else [*rows, {**fine, "where": "canvas", "what": "ready: nothing to mend"}]

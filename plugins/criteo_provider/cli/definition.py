@@ -33,7 +33,7 @@ def get_cli_commands() -> list[CLICommand]:
                     name="preflight",
                     help="say what would keep people from being synced; exit code 1 if anything would",
                     func=_lazy("preflight"),
-                    args=(_CANVAS, ARG_VERBOSE),
+                    args=(_CANVAS, ARG_OUTPUT, ARG_VERBOSE),
                 ),
                 ActionCommand(
                     name="status",

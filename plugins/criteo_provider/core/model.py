@@ -141,6 +141,8 @@ class StepDeclaration:
     fields: tuple[str, ...]
     delay_s: float
     is_last: bool
+    paused: bool = False
+    when_deleted: str = "wait"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,10 @@ import stamina
 from criteo_provider.core.answer import Answer, Problem, read_envelope
 from criteo_provider.core.errors import (
     AccessLost,
-    AmbiguousAudience,
     Busy,
     QuotaReached,
     Refused,
     Unavailable,
-    UnsuitableAudience,
 )
 from criteo_provider.core.outcome import (
     Outcome,
@@ -34,6 +32,7 @@ from criteo_provider.criteo_api.auth import Access
 from criteo_provider.criteo_api.failures import as_error, as_failure
 from criteo_provider.criteo_api.grants import ClientCredentials, Grant
 from criteo_provider.criteo_api.line import ClientSettings, Line, Reply
+from criteo_provider.criteo_api.listing import Listing
 
 UNAUTHORIZED = 401
 BUSY = 429
@@ -159,42 +158,23 @@ class CriteoClient:
         """Look at one audience of an ad account; raises AccessLost when that is not permitted."""
         self._ask("POST", f"{self._segments}/search", wire.search_body(ad_account), params={"limit": 1, "offset": 0})
 
+    def listing(self, ad_account: str) -> Listing:
+        """Search once for all audiences of an ad account."""
+        return Listing(ad_account, tuple(self.audiences(ad_account)))
+
     def find_audience(self, ad_account: str, name: str) -> wire.AudienceInfo | None:
-        """Find the contact list of exactly this name, or None.
+        """Find the contact list of exactly this name, or None; raises what ``Listing.named`` raises."""
+        return self.listing(ad_account).named(name)
 
-        Raises AmbiguousAudience when several audiences have the name, UnsuitableAudience when people cannot
-        be put into the one that has it.
-        """
-        found = [audience for audience in self.audiences(ad_account) if audience.name == name]
-        if len(found) > 1:
-            raise AmbiguousAudience(
-                f"Ad account {ad_account} has {len(found)} audiences named “{name}”. "
-                "Rename or delete all but one at Criteo, or give the step another audience name.",
-                code="ambiguous-audience",
-            )
-        if not found:
-            return None
-        audience = found[0]
-        if audience.kind != wire.CONTACT_LIST:
-            raise UnsuitableAudience(
-                f"Audience “{name}” of ad account {ad_account} is no contact list but {audience.kind}. "
-                "Give the step another audience name.",
-                code="not-a-contact-list",
-            )
-        if audience.read_only:
-            raise UnsuitableAudience(
-                f"Audience “{name}” of ad account {ad_account} is read-only: it is filled by another tool. "
-                "Give the step another audience name.",
-                code="read-only-audience",
-            )
-        return audience
-
-    def ensure_audience(self, ad_account: str, name: str, description: str = "") -> tuple[wire.AudienceInfo, bool]:
+    def ensure_audience(
+        self, ad_account: str, name: str, description: str = "", *, listing: Listing | None = None
+    ) -> tuple[wire.AudienceInfo, bool]:
         """Find the contact list of this name or create it; tell whether it was created.
 
-        Two who race end with one audience. Raises what ``find_audience`` raises, and QuotaReached.
+        A ``listing`` just made saves the search. Two who race end with one audience. Raises what ``find_audience``
+        raises, and QuotaReached.
         """
-        found = self.find_audience(ad_account, name)
+        found = (listing or self.listing(ad_account)).named(name)
         return (found, False) if found else self._create(ad_account, name, description)
 
     def create_audience(self, ad_account: str, name: str, description: str = "") -> wire.AudienceInfo:

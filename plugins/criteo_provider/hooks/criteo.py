@@ -80,6 +80,7 @@ def read_connection(connection: Connection) -> CriteoConnection:
         grant_type=_grant_type(conn_id, extra.get("grant_type")),
         refresh_token=_refresh_token(extra.get("refresh_token")),
         consent_url=_consent_url(conn_id, extra.get("consent_url"), base_url),
+        guidelines_acknowledged=str(extra.get("guidelines_acknowledged")).strip().lower() in ("true", "yes", "1"),
     )
 
 

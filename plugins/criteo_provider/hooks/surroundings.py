@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.errors import CriteoSyncError, Misconfigured
 from criteo_provider.hooks import airflow_inside
 from criteo_provider.hooks.criteo import read_connection
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+    from criteo_provider.settings.canvas import Canvas
     from criteo_provider.wiring import House, Surroundings
 
 LEDGER_CONNECTION = "criteo_ledger"
@@ -42,7 +45,22 @@ def surroundings() -> Surroundings:
         source=SegmentSources(folder, connections.get).of,
         cipher=airflow_inside.cipher(),
         executor=executor(),
+        source_stamp=partial(source_stamp, connections),
+        guidelines_required=airflow_inside.setting("criteo", "guidelines_acknowledged") == "required",
     )
+
+
+def source_stamp(connections: Connections, canvas: Canvas) -> str:
+    """Return what changes when the connection of a canvas's source does; too little to guess a password from."""
+    conn_id = getattr(canvas.entry.source.chosen, "connection", None)
+    if conn_id is None:
+        return ""
+    try:
+        found = connections.get(conn_id, wanted_by=f"canvas {canvas.id}")
+    except CriteoSyncError as error:
+        return str(error)
+    seen = (found.conn_type, found.host, found.login, found.password, found.port, found.schema, found.extra)
+    return hashlib.sha256(repr(seen).encode()).digest()[:2].hex()
 
 
 def include_folder() -> Path:

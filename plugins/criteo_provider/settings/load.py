@@ -9,6 +9,7 @@ from criteo_provider.settings import rules
 from criteo_provider.settings.canvas import Canvas
 from criteo_provider.settings.documents import read_document, shown_path, yaml_files
 from criteo_provider.settings.problems import Finding, Problem, in_file
+from criteo_provider.settings.strict_yaml import read_yaml
 
 FIRST_KEYS = "name, owner, entry, steps"
 
@@ -38,3 +39,14 @@ def load_canvases(include_folder: Path) -> Canvases:
             canvases[canvas.id] = canvas
         problems += found
     return Canvases(tuple(canvases.values()), tuple(problems))
+
+
+def connection_of(file: Path) -> str:
+    """Tell which Criteo connection a file names that cannot be loaded as a canvas; the usual one if it names none."""
+    usual = str(Canvas.model_fields["connection"].default)
+    try:
+        data, _ = read_yaml(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return usual
+    named = data.get("connection") if isinstance(data, dict) else None
+    return named if isinstance(named, str) and named else usual

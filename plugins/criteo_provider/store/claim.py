@@ -30,6 +30,7 @@ from criteo_provider.core.model import (
     Role,
 )
 from criteo_provider.store.clock import is_over
+from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import drop_superseded
 from criteo_provider.store.opt_outs import lock_claims
 from criteo_provider.store.schema import audience, canvas, part, request, step
@@ -127,7 +128,7 @@ def sendable(role: Role, now_us: int) -> ColumnElement[bool]:
     """The condition on parts that ``role`` may send now; steps must be joined."""
     mine = part.c.attempts < SHORT_ATTEMPTS if role is Role.FRESH else part.c.attempts > 0
     not_over = or_(part.c.deadline_us.is_(None), part.c.deadline_us > now_us)
-    return and_(part.c.state == PartState.OPEN, part.c.due_us <= now_us, step.c.declared, mine, not_over)
+    return and_(part.c.state == PartState.OPEN, part.c.due_us <= now_us, at_work(), mine, not_over)
 
 
 def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import (
-    AudienceKey,
     CanvasDeclaration,
     Operation,
     PartState,
     StepDeclaration,
     StepPlan,
 )
-from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
+from criteo_provider.store.holding import pause, resting_since, resume
+from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version, trouble
 from criteo_provider.store.standings import refold
+from criteo_provider.store.troubles import close_trouble
 from criteo_provider.store.unwanted import close_unwanted, open_stages
 
 # Processes that read the same files at the same time declare one after the other; the number is only a name.
@@ -41,7 +42,8 @@ def declare(
     connection.execute(update(canvas).where(gone, canvas.c.declared).values(declared=False))
     # The removals of an opt-out feed go on whatever becomes of its file.
     gone = step.c.canvas_id.not_in(kept) & ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
-    _pause(connection, gone, now_us)
+    pause(connection, gone, now_us)
+    _forget_launches(connection, kept, now_us)
     return plans
 
 
@@ -71,33 +73,40 @@ def _declare_canvas(connection: Connection, declared: CanvasDeclaration, now_us:
     }
     known = connection.execute(select(canvas.c.id).where(canvas.c.id == declared.canvas_id)).scalar()
     if known is None:
-        connection.execute(insert(canvas).values(id=declared.canvas_id, launched_us=now_us, **values))
+        connection.execute(insert(canvas).values(id=declared.canvas_id, **values))
         connection.execute(insert(source_cursor).values(canvas_id=declared.canvas_id, position="null", version=0))
     else:
         connection.execute(update(canvas).where(canvas.c.id == known).values(**values))
     plans = tuple(_declare_step(connection, declared.canvas_id, one, now_us) for one in declared.steps)
     gone = step.c.name.not_in([one.name for one in declared.steps])
-    _pause(connection, (step.c.canvas_id == declared.canvas_id) & gone, now_us)
+    pause(connection, (step.c.canvas_id == declared.canvas_id) & gone, now_us)
     return plans
 
 
 def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclaration, now_us: int) -> StepPlan:
-    query = select(step.c.id, step.c.paused_us, step.c.version_id)
+    query = select(step.c.id, step.c.paused_us, step.c.held_us, step.c.version_id)
     known = connection.execute(query.where(step.c.canvas_id == canvas_id, step.c.name == declared.name)).one_or_none()
     if known is None:
         values = {"canvas_id": canvas_id, "name": declared.name, "position": declared.position, "declared": True}
         step_id = int(connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one())
     else:
         step_id = int(known.id)
-    audience_id = _audience_id(connection, declared.audience)
+    audience_id = _audience_id(connection, declared)
+    rested_us = resting_since(known.paused_us, known.held_us) if known is not None else None
     version_id = _version_id(connection, step_id, audience_id, declared, now_us)
     connection.execute(
         update(step)
         .where(step.c.id == step_id)
-        .values(position=declared.position, declared=True, paused_us=None, version_id=version_id)
+        .values(
+            position=declared.position,
+            declared=True,
+            paused_us=None,
+            held_us=(rested_us or now_us) if declared.paused else None,
+            version_id=version_id,
+        )
     )
-    if known is not None and known.paused_us is not None:
-        _resume(connection, step_id, now_us - known.paused_us)
+    if rested_us is not None and not declared.paused:
+        resume(connection, step_id, now_us - rested_us)
     if known is not None and known.version_id != version_id:
         stage_ids = open_stages(connection, step_id)
         close_unwanted(connection, stage_ids)
@@ -130,38 +139,42 @@ def _version_id(connection: Connection, step_id: int, audience_id: int, declared
     return int(connection.execute(query).scalar_one())
 
 
-def _pause(connection: Connection, which: ColumnElement[bool], now_us: int) -> None:
-    connection.execute(update(step).where(which, step.c.declared).values(declared=False, paused_us=now_us))
+def _forget_launches(connection: Connection, kept: Collection[str], now_us: int) -> None:
+    """A canvas whose file is gone waits for no launch."""
+    query = select(trouble.c.key).where(trouble.c.scope == "launch", trouble.c.key.not_in(kept))
+    for canvas_id in connection.execute(query).scalars().all():
+        close_trouble(connection, "launch", canvas_id, now_us=now_us)
 
 
-def _resume(connection: Connection, step_id: int, paused_for_us: int) -> None:
-    """Give back the patience of people who were held: a pause does not count."""
-    connection.execute(
-        update(part)
-        .where(part.c.step_id == step_id, part.c.state == PartState.OPEN, part.c.deadline_us.is_not(None))
-        .values(deadline_us=part.c.deadline_us + paused_for_us)
-    )
-
-
-def _audience_id(connection: Connection, key: AudienceKey) -> int:
+def _audience_id(connection: Connection, declared: StepDeclaration) -> int:
+    key = declared.audience
     where = (
         audience.c.connection_id == key.connection_id,
         audience.c.ad_account == key.ad_account,
         audience.c.name == key.name,
     )
-    found = connection.execute(select(audience.c.id).where(*where)).scalar()
+    found = connection.execute(select(audience.c.id, audience.c.when_deleted).where(*where)).one_or_none()
     if found is None:
-        values = {"connection_id": key.connection_id, "ad_account": key.ad_account, "name": key.name}
-        found = connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one()
-    return int(found)
+        values = {
+            "connection_id": key.connection_id,
+            "ad_account": key.ad_account,
+            "name": key.name,
+            "when_deleted": declared.when_deleted,
+        }
+        return int(connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one())
+    if found.when_deleted != declared.when_deleted:
+        connection.execute(update(audience).where(*where).values(when_deleted=declared.when_deleted))
+    return int(found.id)
 
 
 def creators(connection: Connection, audience_id: int) -> bool:
-    """Tell whether a declared step adds people to this audience: only such a step may create it."""
+    """Tell whether a step of a launched canvas adds people to this audience: only such a step may create it."""
     query = (
         select(step.c.id)
         .join(step_version, step_version.c.id == step.c.version_id)
+        .join(canvas, canvas.c.id == step.c.canvas_id)
         .where(
+            canvas.c.launched_us.is_not(None),
             step.c.declared,
             step_version.c.audience_id == audience_id,
             step_version.c.operation == Operation.ADD.value,

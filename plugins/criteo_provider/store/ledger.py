@@ -26,6 +26,7 @@ from criteo_provider.store import claim as claiming
 from criteo_provider.store import declare, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
 from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
 from criteo_provider.store.standings import spans_from_text
@@ -50,6 +51,11 @@ class Ledger:
     ) -> dict[str, tuple[StepPlan, ...]]:
         """Make the ledger agree with all canvas files there are; return the step plans per canvas."""
         return self._write(lambda connection: declare.declare(connection, declarations, broken=broken, now_us=now_us))
+
+    @property
+    def launches(self) -> Launches:
+        """Which canvases were launched, and what stood in their way."""
+        return Launches(self.engine)
 
     def drop(self, canvas_id: str, step_name: str, *, now_us: int) -> int:
         """Give up the people held in a step that is no longer declared; return how many parts were closed."""

@@ -11,6 +11,7 @@ from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageSt
 from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.claim import sendable
 from criteo_provider.store.clock import FURTHEST_US, is_over
+from criteo_provider.store.holding import at_work
 from criteo_provider.store.schema import (
     audience,
     part,
@@ -43,6 +44,7 @@ class StepNumbers:
     waiting: int  # people on their way here whose delay is still running
     not_synced_reasons: dict[str, int]
     as_of_us: int
+    paused: bool = False  # by its file; a step that no file declares is not ``declared``
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             step.c.canvas_id,
             step.c.name,
             step.c.declared,
+            step.c.held_us,
             audience.c.name.label("audience"),
             audience.c.ad_account,
             step_version.c.operation,
@@ -115,6 +118,7 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             waiting=row.waiting,
             not_synced_reasons=reasons[row.id],
             as_of_us=now_us,
+            paused=row.held_us is not None,
         )
         for row in connection.execute(query)
     ]
@@ -142,10 +146,10 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
             select(func.count(func.distinct(part.c.audience_id)))
             .join(audience, audience.c.id == part.c.audience_id)
             .join(step, step.c.id == part.c.step_id)
-            .where(part.c.state == PartState.OPEN, audience.c.criteo_id.is_(None), step.c.declared, ~stopped(now_us))
+            .where(part.c.state == PartState.OPEN, audience.c.criteo_id.is_(None), at_work(), ~stopped(now_us))
         ).scalar_one(),
         overdue=connection.execute(
-            due.where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+            due.where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())
         ).scalar_one()
         + _astray(connection, now_us),
         next_due_us=connection.execute(
@@ -191,7 +195,7 @@ def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:
     query = (
         select(part.c.stage_id)
         .join(step, step.c.id == part.c.step_id)
-        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())
         .distinct()
     )
     late: dict[int, int] = defaultdict(int)

@@ -52,7 +52,7 @@ canvas = Table(
     Column("retry_for_us", BigInteger, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("declared", Boolean, nullable=False),
-    Column("launched_us", BigInteger, nullable=False),
+    Column("launched_us", BigInteger),  # None: declared, and its preflight was never green
 )
 
 audience = Table(
@@ -70,6 +70,8 @@ audience = Table(
     Column("served_us", BigInteger, nullable=False, server_default=text("0")),
     Column("turn", Text),  # the operation that waits behind a barrier and is next …
     Column("turn_until_us", BigInteger, nullable=False, server_default=text("0")),  # … but not for ever
+    Column("when_deleted", Text, nullable=False, server_default=text("'wait'")),  # wait, recreate, fail
+    Column("gone_us", BigInteger),  # since when Criteo does not know it any more
     UniqueConstraint("connection_id", "ad_account", "name"),
 )
 
@@ -82,6 +84,7 @@ step = Table(
     Column("position", Integer, nullable=False),
     Column("declared", Boolean, nullable=False),
     Column("paused_us", BigInteger),  # since when it is no longer declared
+    Column("held_us", BigInteger),  # since when its file says `paused: true`
     Column("dropped_upto", BigInteger),  # stages up to this id were given up by a person
     Column("version_id", BigInteger),
     UniqueConstraint("canvas_id", "name"),
@@ -103,7 +106,7 @@ step_version = Table(
 trouble = Table(
     "trouble",
     metadata,
-    Column("scope", Text, primary_key=True),  # connection, ad_account, audience, source
+    Column("scope", Text, primary_key=True),  # connection, ad_account, audience; source, launch, quota
     Column("key", Text, primary_key=True),
     Column("code", Text, nullable=False),
     Column("sentence", Text, nullable=False),

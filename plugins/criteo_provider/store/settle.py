@@ -20,6 +20,7 @@ from criteo_provider.core.outcome import (
 )
 from criteo_provider.core.spans import from_ordinals, size
 from criteo_provider.store.clock import FURTHEST_US
+from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split
 from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
@@ -114,7 +115,7 @@ def expire(connection: Connection, *, now_us: int) -> int:
     overdue = connection.execute(
         select(part.c.id, part.c.stage_id)
         .join(step, step.c.id == part.c.step_id)
-        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, step.c.declared)
+        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())
         .order_by(part.c.id)
         .limit(5_000)
     ).all()
@@ -147,7 +148,7 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.due_us <= now_us,
                 part.c.deadline_us.is_(None),
                 part.c.audience_id.in_(audiences_of(row.scope, row.key)),
-                part.c.step_id.in_(select(step.c.id).where(step.c.declared)),
+                part.c.step_id.in_(select(step.c.id).where(at_work())),
             )
             .values(deadline_us=since + _patience(), reason=row.sentence)
         )

@@ -105,6 +105,9 @@ def take_news(connection: Connection, *, now_us: int) -> list[str]:
 def _told(row: Row[Any], audiences: Mapping[str, str]) -> str:
     if row.scope == "people":
         return str(row.sentence)
+    if row.scope == "launch":
+        what = "is not launched" if row.began else "does not wait for its launch any more. What stood in its way"
+        return f"Canvas {row.key} {what}: {row.sentence}"
     where = f"audience {audiences.get(row.key, row.key)!r}" if row.scope == "audience" else f"{row.scope} {row.key}"
     where = where.replace("ad_account", "ad account")
     return (

@@ -20,7 +20,7 @@ late AS (
     FROM part CROSS JOIN clock
     WHERE (part.state = 5 OR {late}) AND part.stage_id IN (
         SELECT part.stage_id FROM part CROSS JOIN clock JOIN step ON step.id = part.step_id
-        WHERE {late} AND step.declared)
+        WHERE {late} AND step.declared AND step.held_us IS NULL)
     GROUP BY part.stage_id
 ),
 live AS (

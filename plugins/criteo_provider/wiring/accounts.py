@@ -69,7 +69,7 @@ class Accounts:
         by_default = {one for one in ad_accounts if may_use_undecided(connection, one)}
         permit = Permit(self._book, conn_id, ad_accounts, by_default)
         decided = {one.ad_account: one for one in self._book.decisions(conn_id)}
-        used = {one.ad_account for one in self._book.used() if one.connection_id == conn_id}
+        used = self._ledger().launches.ad_accounts_in_use().get(conn_id, set())  # of the others a launch tells
         stopped = {row.key for row in self._ledger().troubles() if row.scope == "ad_account" and row.code in BY_CHOICE}
         for ad_account in ad_accounts:
             key = f"{conn_id}/{ad_account}"
@@ -80,6 +80,16 @@ class Accounts:
                 code, sentence = why_stopped(connection, conn_id, ad_account, decided.get(ad_account))
                 self._ledger().trouble("ad_account", key, code=code, sentence=sentence, now_us=self._now_us())
         return permit
+
+    def refusals(self, conn_id: str, ad_accounts: Iterable[str]) -> dict[str, str]:
+        """Return why ad accounts may not be served, for those of them that may not; changes nothing."""
+        connection = self._around.criteo(conn_id)
+        decided = {one.ad_account: one for one in self._book.decisions(conn_id)}
+        return {
+            one: why_stopped(connection, conn_id, one, decided.get(one))[1]
+            for one in ad_accounts
+            if not (decided[one].chosen if one in decided else may_use_undecided(connection, one))
+        }
 
     # --- what people do
 

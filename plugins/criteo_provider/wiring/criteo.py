@@ -202,20 +202,3 @@ class Courier:
     def send(self, claimed: ClaimedRequest, parcel: list[bytes], before_first_byte: Callable[[], None]) -> Outcome:
         """Send it."""
         return self.client.amend(claimed.criteo_id, parcel, before_first_byte=before_first_byte)
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """Finds and creates audiences."""
-
-    client: CriteoClient
-
-    def ensure(self, ad_account: str, name: str) -> tuple[str, bool]:
-        """Find the audience or create it."""
-        info, created = self.client.ensure_audience(ad_account, name)
-        return info.criteo_id, created
-
-    def find(self, ad_account: str, name: str) -> str | None:
-        """Find the audience."""
-        info = self.client.find_audience(ad_account, name)
-        return info.criteo_id if info else None

@@ -33,8 +33,11 @@ from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
-from criteo_provider.wiring.criteo import Courier, CriteoDoor, Desk
+from criteo_provider.wiring.criteo import Courier, CriteoDoor
+from criteo_provider.wiring.desk import Desk
+from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
+from criteo_provider.wiring.preflight import Preflight
 from criteo_provider.wiring.reading import is_ahead, reader_of
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
@@ -55,7 +58,7 @@ class House:
 
     def waiting(self) -> Waiting:
         """Look whether there is work; reads no rows and changes nothing but what canvas files say."""
-        now_us = self._clock.now_us()
+        now_us = self.now_us()
         work = self.ledger.open_work(now_us=now_us)
         ahead, problems = self._sources_ahead(now_us)
         return Waiting(
@@ -77,9 +80,9 @@ class House:
         ledger, now_us = self.ledger, self._clock.now_us
         chosen = Role(role)
         ending = threading.Event()
-        with self._senders(chosen, ending) as senders:
+        with self.launch.begin(ending) as launching, self._senders(chosen, ending) as senders:
             return drain(
-                self._readers() if chosen is Role.FRESH else [],
+                self._readers(launching) if chosen is Role.FRESH else [],
                 senders,
                 Housekeeping(
                     enter_due_steps=lambda: ledger.enter_due_steps(now_us=now_us()),
@@ -108,7 +111,7 @@ class House:
 
     def numbers(self) -> list[StepNumbers]:
         """Return the seven metrics of every step."""
-        return self.ledger.numbers(now_us=self._clock.now_us())
+        return self.ledger.numbers(now_us=self.now_us())
 
     def flush(self) -> list[Flush]:
         """Return how often each connection is flushed, and why when that is less often than declared."""
@@ -120,7 +123,7 @@ class House:
 
     def drop(self, canvas_id: str, step: str) -> int:
         """Give up the people held in a step that no file declares any more; return how many uploads were closed."""
-        self._plans  # noqa: B018 - what a file declares now is never dropped
+        self.declare()  # what a file declares now is never dropped
         return self.ledger.drop(canvas_id, step, now_us=self._clock.now_us())
 
     def upgrade(self) -> str:
@@ -148,7 +151,25 @@ class House:
         while self._closing:
             self._closing.pop()()
 
+    def now_us(self) -> int:
+        """Tell the time on the clock all processes share."""
+        return self._clock.now_us()
+
     # --- how it is put together
+
+    @cached_property
+    def preflight(self) -> Preflight:
+        """What canvases need before they are launched."""
+        return Preflight(self)
+
+    @cached_property
+    def launch(self) -> Launch:
+        """Which canvases are to be launched."""
+        return Launch(self)
+
+    def declare(self) -> None:
+        """Open the ledger and tell it what the canvas files say, if that has not happened yet."""
+        self._plans  # noqa: B018
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -199,24 +220,35 @@ class House:
         broken = {problem.file.stem for problem in self.canvases.problems}
         return self.ledger.declare(declarations, broken=broken, now_us=self._clock.now_us())
 
-    def _readers(self) -> list[Reader]:
+    def _readers(self, launching: Launching) -> list[Reader]:
         plans, source, now_us, pace = self._plans, self.around.source, self._clock.now_us, self._pace
         readers = []
         for canvas in self.canvases.canvases:
-            beside, every_s = Beside(), pace.look_every_s(canvas)
+            beside = Beside()
             self._closing.append(beside.close)
             readers.append(
                 reader_of(
-                    canvas, plans[canvas.id], source, self.ledger, now_us, self._owner, beside.begin, every_s=every_s
+                    canvas,
+                    plans[canvas.id],
+                    source,
+                    self.ledger,
+                    now_us,
+                    self._owner,
+                    beside.begin,
+                    every_s=pace.look_every_s(canvas),
+                    is_launched=partial(launching.is_launched, canvas),
                 )
             )
         return readers
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
+        self.declare()
         ahead, told = self.consent.ahead(now_us)
         problems = list(told)
+        unlaunched = self.launch.unlaunched()
         for canvas in self.canvases.canvases:
-            if canvas.id not in self._plans:
+            if canvas.id in unlaunched:
+                ahead = ahead or self.launch.is_due(canvas)
                 continue
             try:
                 ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, now_us=now_us)
@@ -229,15 +261,17 @@ class House:
         """One sender per Criteo connection; what cannot be opened is a trouble of that connection, the others go on."""
         senders: dict[str, Sender] = {}
         clients: list[CriteoClient] = []
-        self._plans  # noqa: B018 - the ledger must know the steps before anything is claimed
+        self.declare()  # the ledger must know the steps before anything is claimed
+        used = self.ledger.launches.ad_accounts_in_use()
         for conn_id, ad_accounts in self.ledger.connections().items():
             try:
                 pacer, client = self.criteo.open(conn_id, ending)
                 permit = self.accounts.permit(conn_id, ad_accounts)
             except CriteoSyncError as error:
-                self.ledger.trouble(
-                    "connection", conn_id, code="misconfigured", sentence=str(error), now_us=self._clock.now_us()
-                )
+                if conn_id in used:  # of the others a launch tells
+                    self.ledger.trouble(
+                        "connection", conn_id, code="misconfigured", sentence=str(error), now_us=self.now_us()
+                    )
                 continue
             clients.append(client)
             senders[conn_id] = self._sender(conn_id, permit, role, pacer, client)
@@ -261,10 +295,11 @@ class House:
             role=role,
             request_timeout_s=timeout_s,
         )
+        desk = Desk(client, self.ledger.launches, conn_id, now_us)
         allowance = Allowance(self.criteo, conn_id, pacer, client)
 
         def resolve() -> int:
             allowance.keep()
-            return resolve_audiences(self.ledger, Desk(client), conn_id, permit.now(), now_us)
+            return resolve_audiences(self.ledger, desk, conn_id, permit.now(), now_us)
 
         return Sender(upload, resolve)

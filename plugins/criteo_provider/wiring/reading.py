@@ -30,6 +30,7 @@ def reader_of(
     owner: str,
     begin_packing: BeginPacking,
     every_s: Callable[[], float],
+    is_launched: Callable[[], bool],
 ) -> Reader:
     """Return what enters the people of ``canvas`` into ``steps``."""
     plan = EntryPlan(
@@ -43,7 +44,7 @@ def reader_of(
         Enter(plan, LazySource(source, canvas), ledger, now_us, owner, begin_packing=begin_packing),
         canvas.id,
         every_s,
-        may_try=lambda: ledger.may_probe("source", canvas.id, now_us=now_us()),
+        may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", canvas.id, now_us=now_us()),
     )
 

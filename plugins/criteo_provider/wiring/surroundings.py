@@ -33,6 +33,7 @@ class CriteoConnection:
     grant_type: GrantType = "client_credentials"
     refresh_token: str = field(default="", repr=False)
     consent_url: str = ""
+    guidelines_acknowledged: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Surroundings:
     source: Callable[[Sourced], Source]
     cipher: Cipher | None
     executor: str = "LocalExecutor"
+    # Changes when a connection the source of a canvas uses has changed; tells nothing of it.
+    source_stamp: Callable[[Canvas], str] = lambda _canvas: ""
+    guidelines_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from alembic import context
 # Tables of rooms of their own belong to the same metadata.
 from criteo_provider.store import (  # noqa: F401
     accounts,
+    launch_tables,
     schema_access,
     schema_opt_outs,
     schema_order,

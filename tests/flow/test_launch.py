@@ -1,0 +1,256 @@
+"""Launch: nothing is read before a green preflight, audiences are made once, and others go on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from criteo_provider.sandbox.running import Sandbox
+from criteo_provider.store.engine import writing
+from criteo_provider.store.schema import trouble
+from criteo_provider.wiring import CriteoConnection, House
+from criteo_provider.wiring.findings import from_json
+from tests.flow.shop import AD_ACCOUNT, Person, Shop, delay, open_house, sync, write_canvas
+from tests.flow.test_house import drain, numbers, size
+
+
+def calls(sandbox: Sandbox, since: int = 0) -> Counter[str]:
+    """Count the calls at the sandbox by operation."""
+    return Counter(entry["operation"] for entry in sandbox.requests(since))
+
+
+def last_call(sandbox: Sandbox) -> int:
+    """The number of the latest call."""
+    return max((entry["number"] for entry in sandbox.requests()), default=0)
+
+
+def with_connection(house: House, **changes: object) -> House:
+    """The same house with a changed Criteo connection; the one given is closed."""
+    around = house.around
+    changed: CriteoConnection = replace(around.criteo("criteo_default"), **changes)  # type: ignore[arg-type]
+    house.close()
+    return House(replace(around, criteo=lambda _name: changed))
+
+
+def codes(house: House, canvas_id: str = "vip") -> list[str]:
+    """What the last preflight of a canvas found."""
+    return [finding.code for finding in from_json(house.ledger.launches.last()[canvas_id].findings)]
+
+
+@pytest.fixture
+def open_vip(ledger_url: str, sandbox: Sandbox, shop: Shop, include: Path) -> Callable[[], House]:
+    """Open a house with ten people in the shop."""
+    shop.add(Person(number) for number in range(1, 11))
+    return lambda: open_house(include, ledger_url, sandbox.url, shop.source)
+
+
+def test_a_green_canvas_is_launched_and_says_what_became_of_its_audiences(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One audience is created and one found, once, each with a line of name, id and which of the two."""
+    caplog.set_level(logging.INFO)
+    there = sandbox.add_segment(AD_ACCOUNT, "Found")
+    write_canvas(include, "vip", sync("add", "Made"), sync("also", "Found"), delay("wait", "30d"),
+                 sync("out", "Made", "remove"))  # fmt: skip
+    with closing(open_vip()) as house:
+        assert house.waiting().fresh
+        drain(house)
+        assert numbers(house)["add"][1] > 0
+        assert codes(house) == []
+        assert house.take_news() == []
+    made = next(str(one["id"]) for one in sandbox.state()["segments"] if one["name"] == "Made")
+    assert f"audience “Made” in ad account 1001: created, Criteo id {made}." in caplog.text
+    assert f"audience “Found” in ad account 1001: found, Criteo id {there}." in caplog.text
+    assert calls(sandbox)["create"] == 1
+
+
+def test_a_failing_launch_reads_nothing_tells_once_and_lets_others_go_on(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """All failures are told together, once; the cursor stays, no run is started for it, and the other canvas works."""
+    write_canvas(include, "good", sync("fine", "Shoppers"))
+    sandbox.add_segment(AD_ACCOUNT, "Twice")
+    sandbox.add_segment(AD_ACCOUNT, "Twice")
+    write_canvas(include, "vip", sync("add", "Twice"), sync("elsewhere", "Any", ad_account="4711"),
+                 sync("out", "Nobody makes it", "remove"))  # fmt: skip
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["fine"][1] > 0
+        assert numbers(house)["add"] == (0, 0, 0, 0)
+        assert house.ledger.position("vip") is None
+        assert sorted(codes(house)) == ["ad-account-not-consented", "audience-ambiguous", "audience-nobody-creates"]
+        (news,) = house.take_news()
+        assert news.startswith("Canvas vip is not launched: (1) ")
+        assert "(3)" in news
+        assert not house.waiting().fresh
+        drain(house)
+        assert house.take_news() == []
+        assert [(row.scope, row.key) for row in house.ledger.troubles()] == [("launch", "vip")]
+    assert size(sandbox, "Any") is None
+
+
+def test_an_edit_or_another_connection_is_tried_at_once(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """A canvas that waits for its launch is tried again when its file changes, and when its connection does."""
+    write_canvas(include, "vip", sync("add", "Shoppers", ad_account="1002"))
+    with closing(with_connection(open_vip(), allowed_ad_accounts=("1001",))) as house:
+        drain(house)
+        assert codes(house) == ["ad-account-not-chosen"]
+        assert not house.waiting().fresh
+    with closing(with_connection(open_vip(), allowed_ad_accounts=("1001",), client_secret="wrong")) as house:
+        assert house.waiting().fresh
+        house.take_news()
+    with closing(open_vip()) as house:
+        assert house.waiting().fresh
+        drain(house)
+        assert numbers(house)["add"][1] > 0
+        assert [one.partition(":")[0] for one in house.take_news()] == [
+            "Canvas vip does not wait for its launch any more. What stood in its way"
+        ]
+
+
+def test_a_launch_is_probed_again_like_other_troubles(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """With nothing edited the launch is tried again when its probe is due, and heals by itself."""
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    sandbox.application(advertisers=["1002"])
+    with closing(open_vip()) as house:
+        drain(house)
+        assert codes(house) == ["ad-account-not-consented"]
+        sandbox.application(advertisers=["1001", "1002"])
+        assert not house.waiting().fresh
+        with writing(house.ledger.engine) as connection:
+            connection.execute(update(trouble).values(next_probe_us=house.now_us()))
+        assert house.waiting().fresh
+        drain(house)
+        assert numbers(house)["add"][1] > 0
+
+
+def test_once_launched_people_enter_whatever_happens(
+    open_vip: Callable[[], House], sandbox: Sandbox, shop: Shop, include: Path
+) -> None:
+    """After the launch a lost consent keeps people entering, and Pending."""
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+        before = numbers(house)["add"]
+        sandbox.application(revoked=True)
+        shop.add(Person(number) for number in range(11, 21))
+        drain(house)
+        after = numbers(house)["add"]
+    assert after[0] > before[0]
+    assert (after[1], after[3] > 0) == (before[1], True)
+
+
+def test_a_lost_answer_to_the_creation_makes_no_second_audience(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """The connection breaks after Criteo created the audience: it is searched for, and found."""
+    sandbox.fault(operation="create", drop="after")
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["add"][1] > 0
+    assert [one["name"] for one in sandbox.state()["segments"]] == ["Shoppers"]
+    assert calls(sandbox)["create"] == 1
+
+
+def test_houses_and_canvases_that_launch_at_once_make_one_audience(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """Two processes with two canvases of the same new audience end with one."""
+    write_canvas(include, "one", sync("add_one", "Shoppers"))
+    write_canvas(
+        include, "two", sync("add_two", "Shoppers"), sync("out_two", "Later", "remove"), sync("in_two", "Later")
+    )
+    houses = [open_vip() for _ in range(2)]
+    for house in houses:
+        house.declare()
+    threads = [
+        threading.Thread(target=house.drain, args=("fresh",), kwargs={"stop": threading.Event(), "max_s": 60})
+        for house in houses
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert houses[0].prove() == []
+    assert all(numbers(houses[0])[step][3] == 0 for step in ("add_one", "add_two", "in_two"))
+    for house in houses:
+        house.close()
+    assert sorted(one["name"] for one in sandbox.state()["segments"]) == ["Later", "Shoppers"]
+
+
+def test_a_draft_is_launched_without_an_audience_and_made_by_who_adds(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A removal may name what another canvas will create: it is launched, and creates nothing itself."""
+    caplog.set_level(logging.INFO)
+    write_canvas(include, "out", sync("take", "Shoppers", "remove"))
+    broken = write_canvas(include, "vip", sync("add", "Shoppers"))
+    good_text = broken.read_text()
+    broken.write_text(good_text.replace("segments/people.sql", "segments/none.sql"))
+    (include / "segments" / "none.sql").write_text("SELECT serial, person, email, maid, ads FROM nowhere")
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["take"][3] > 0
+        assert size(sandbox, "Shoppers") is None
+        assert "a draft" in caplog.text
+    broken.write_text(good_text)
+    with closing(open_vip()) as house:
+        drain(house)
+        assert size(sandbox, "Shoppers") is not None
+
+
+@pytest.mark.parametrize("there", [949, 950, 999, 1_000])
+def test_quota(open_vip: Callable[[], House], sandbox: Sandbox, include: Path, there: int) -> None:
+    """Warned once from 950; at 1,000 a new audience is refused, with what could make room; an existing one goes on."""
+    for number in range(there - 1):
+        sandbox.world.new_segment(AD_ACCOUNT, f"List {number:04d}")
+    sandbox.world.new_segment(AD_ACCOUNT, "Existing")
+    write_canvas(include, "old", sync("keep", "Existing"))
+    write_canvas(include, "vip", sync("add", "New"))
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["keep"][1] > 0
+        assert (numbers(house)["add"][1] > 0) is (there < 1_000)
+        news = " ".join(house.take_news())
+        assert ("of at most 1,000 audiences" in news) is (there >= 950)
+        expected = {949: [], 950: ["quota-near"], 999: ["quota-near"], 1_000: ["quota-reached"]}
+        assert codes(house) == expected[there]
+        if there == 1_000:
+            assert "unable to create new audiences" in news
+            assert "“List 0000”, “List 0001”" in news
+            assert "“List 0020”" not in news
+            assert " and 980 more" in news
+        drain(house)
+        assert house.take_news() == []
+
+
+def test_steady_state_makes_no_call_but_amendments(
+    open_vip: Callable[[], House], sandbox: Sandbox, shop: Shop, include: Path
+) -> None:
+    """After the launch nobody searches again: later drains make PATCH and token calls only."""
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+    since = last_call(sandbox)
+    for turn in range(1, 4):
+        shop.add(Person(10 * turn + number) for number in range(1, 11))
+        sandbox.advance(600)
+        with closing(open_vip()) as house:
+            drain(house)
+            house.drain("retry", stop=threading.Event(), max_s=60)
+    made = calls(sandbox, since)
+    assert set(made) <= {"amend", "token"}, made
+    assert made["amend"] >= 3
