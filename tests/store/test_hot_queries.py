@@ -16,7 +16,15 @@ from tests.world import World, canvas, crowd, step
 
 SETTLED = 10_000
 BIG = ("part", "request", "chunk", "identifiers", "upload", "stage", "stage_exception", "metric")
-PARTIAL = ("ix_part_open", "ix_part_request", "ix_part_deadline", "ix_stage_waiting", "ix_request_in_flight")
+PARTIAL = (
+    "ix_part_open",
+    "ix_part_request",
+    "ix_part_deadline",
+    "ix_part_look_back",
+    "ix_part_errored",
+    "ix_stage_waiting",
+    "ix_request_in_flight",
+)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, Row, func, select, text, update
 
 from criteo_provider.core.batching import pack
 from criteo_provider.core.identifiers import Form, decode, encode, to_wire
@@ -38,6 +38,7 @@ from criteo_provider.core.model import (
 from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Busy, Outcome, Refused, Unavailable
 from criteo_provider.store import troubles
 from criteo_provider.store.engine import writing
+from criteo_provider.store.intents import values_of
 from criteo_provider.store.schema import chunk, metadata, metric, part, stage, stage_exception, trouble
 from criteo_provider.store.schema import step as step_table
 from criteo_provider.store.standings import spans_from_text
@@ -57,12 +58,17 @@ def device(number: int) -> bytes:
     return digest(number)[:16]
 
 
+def key_of(number: int) -> str:
+    """The user key of the made-up person ``number``: every user has two addresses and two devices, one at a time."""
+    return f"user-{number % 4}"
+
+
 def sealed(people: list[tuple[int, bool, bool]]) -> SealedPeople:
     """People with or without an e-mail digest and a device id each."""
     emails = [digest(number) if has else None for number, has, _ in people]
     devices = [device(number) if has else None for number, _, has in people]
     return pack(
-        [f"user-{number}" for number, _, _ in people],
+        [key_of(number) for number, _, _ in people],
         {(EMAIL.value, None): emails, (MADID.value, None): devices},
         {
             "email": [None if value else Reason.MISSING for value in emails],
@@ -81,6 +87,7 @@ class Intent:
     value: bytes
     place: tuple[int, int, str, int]  # chunk, step, form, ordinal
     sequence: int
+    key: str
     ends_us: int  # when its delay is over
     reached: bool
 
@@ -96,6 +103,17 @@ class Flight:
     claimed: ClaimedRequest
     sent: dict[str, set[bytes]]
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one identifier of one entry: its part, whether it is one of before, whether it is sent again."""
+
+    place: tuple[int, int, str, int]
+    value: bytes
+    row: Row
+    before: bool
+    again: bool
 
 
 @dataclass
@@ -175,7 +193,8 @@ class Stories(RuleBasedStateMachine):
                     ends_us = self.world.now_us + round(plan.delay_s * 1e6)
                     place = (chunk_id, plan.step_id, held.form, ordinal)
                     sequence = len(self.intents)
-                    intent = Intent(plan.audience_id, plan.operation, value, place, sequence, ends_us, not plan.delay_s)
+                    key, at_once = made.user_keys[ordinal], not plan.delay_s
+                    intent = Intent(plan.audience_id, plan.operation, value, place, sequence, key, ends_us, at_once)
                     self.intents.append(intent)
 
     @rule(role=st.sampled_from(Role))
@@ -237,6 +256,22 @@ class Stories(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5))
     def ghost_arrives(self, which: int) -> None:
         self.criteo.take(self.ghosts.pop(which % len(self.ghosts)))
+
+    @precondition(lambda self: self.flights)
+    @rule(which=st.integers(0, 5), told=st.booleans())
+    def arrives_after_its_claim_was_lost(self, which: int, told: bool) -> None:
+        """An owner stalls with the request on the wire; it reaches Criteo in the end, and the owner settles."""
+        waiting = [one for one in self.flights if one.outcome is None]
+        waiting = [one for one in waiting if one.claimed.lease_until_us < self.world.now_us]
+        if not waiting:
+            return
+        flight = waiting[which % len(waiting)]
+        self.world.ledger.sweep(now_us=self.world.now_us)
+        self.flights.remove(flight)
+        answer: Outcome = self.criteo.take(flight)
+        if not told:
+            answer = Unavailable("no-answer", "Criteo did not answer.", maybe_applied=True)
+        assert self.world.settle(flight.claimed, answer) == len(flight.claimed.parts)
 
     @precondition(lambda self: self.flights)
     @rule(which=st.integers(0, 5))
@@ -354,7 +389,9 @@ class Stories(RuleBasedStateMachine):
             query = select(step_table.c.name).join(part, part.c.step_id == step_table.c.id)
             for one in claimed.parts:
                 name = connection.execute(query.where(part.c.id == one.part_id)).scalar_one()
-                assert Form(one.form).field in allowed.get(name, ()), "a field no longer chosen was sent"
+                assert one.earlier_id is not None or Form(one.form).field in allowed.get(name, ()), (
+                    "a field no longer chosen was sent"
+                )
         return Flight(claimed, sent)
 
     def _in_time(self, which: int) -> Flight | None:
@@ -368,25 +405,30 @@ class Stories(RuleBasedStateMachine):
             self.flights.remove(flight)
             self.world.settle(flight.claimed, outcome)
 
-    def _fates(self) -> dict[tuple[int, int, str, int], tuple[PartState, str | None, int | None, bool]]:
-        """What became of each identifier of each entry, by place."""
-        fates = {}
+    def _fates(self) -> list[Fate]:
+        """What became of each identifier of each entry, those of before and those sent again included."""
+        fates: list[Fate] = []
+        places: set[tuple] = set()
         with self.world.engine.connect() as connection:
             query = select(part, step_table.c.declared).join(step_table, step_table.c.id == part.c.step_id)
-            for row in connection.execute(query):
-                for span in spans_from_text(row.spans):
-                    for ordinal in range(span.first, span.last):
-                        place = (row.chunk_id, row.step_id, row.form, ordinal)
-                        assert place not in fates
-                        fates[place] = (PartState(row.state), row.reason, row.deadline_us, row.declared)
+            for row in connection.execute(query).all():
+                ordinals = [one for span in spans_from_text(row.spans) for one in range(span.first, span.last)]
+                for ordinal, value in zip(ordinals, values_of(connection, row), strict=True):
+                    place = (row.chunk_id, row.step_id, row.form, ordinal)
+                    fates.append(Fate(place, value, row, row.earlier_id is not None, row.again))
+                    if not row.again:
+                        assert (place, row.earlier_id) not in places
+                        places.add((place, row.earlier_id))
         return fates
 
     def _by_person(self, *, overdue: bool) -> dict[tuple[str, int, int], Status]:
         """The status rule, one person at a time; ``overdue`` reads what is past its deadline as given up."""
         states: dict[tuple[int, int, int], set[PartState]] = {}
-        for (chunk_id, step_id, _form, ordinal), (state, _, deadline_us, declared) in self._fates().items():
-            late = state is PartState.OPEN and deadline_us is not None and deadline_us <= self.world.now_us
-            told = PartState.ERRORED if overdue and late and declared else state
+        for fate in self._fates():
+            chunk_id, step_id, _, ordinal = fate.place
+            row = fate.row
+            late = row.state == PartState.OPEN and row.deadline_us is not None and row.deadline_us <= self.world.now_us
+            told = PartState.ERRORED if overdue and late and row.declared else PartState(row.state)
             states.setdefault((chunk_id, step_id, ordinal), set()).add(told)
         with self.world.engine.connect() as connection:
             query = select(stage.c.chunk_id, stage.c.step_id, stage.c.people, step_table.c.name)
@@ -426,16 +468,38 @@ class Stories(RuleBasedStateMachine):
 
     def _lists_equal_the_last_intents(self) -> None:
         fates = self._fates()
-        last: dict[tuple[int, str, bytes], Intent] = {}
-        for intent in sorted((one for one in self.intents if one.reached), key=lambda one: one.order):
-            last[intent.audience_id, intent.place[2], intent.value] = intent
-        for (audience_id, form, value), intent in last.items():
-            state, reason, _, declared = fates[intent.place]
-            assert not state.is_open or not declared, "somebody is left behind"
-            assert reason != Reason.SUPERSEDED, "the last intent was called superseded"
-            if state is PartState.ACCEPTED:
+        own = {fate.place: fate.row for fate in fates if not fate.before and not fate.again}
+        before = {(fate.place, fate.value): fate.row for fate in fates if fate.before and not fate.again}
+        reached = sorted((one for one in self.intents if one.reached), key=lambda one: one.order)
+        last: dict[tuple[int, str, bytes], tuple[Operation, Row]] = {}
+        for intent in reached:
+            last[intent.audience_id, intent.place[2], intent.value] = intent.operation, own[intent.place]
+            if intent.operation is Operation.REMOVE:
+                for (place, value), row in before.items():
+                    if (place[0], place[1], place[3]) == (intent.place[0], intent.place[1], intent.place[3]):
+                        last[intent.audience_id, place[2], value] = intent.operation, row
+                if own[intent.place].state == PartState.ACCEPTED:
+                    self._nothing_of_before_is_left(intent, own, before)
+        for (audience_id, form, value), (operation, row) in last.items():
+            assert not PartState(row.state).is_open or not row.declared, "somebody is left behind"
+            assert row.reason != Reason.SUPERSEDED, "the last intent was called superseded"
+            if row.state == PartState.ACCEPTED:
                 there = (form, value) in self.criteo.lists.get(audience_id, set())
-                assert there is (intent.operation is Operation.ADD), "the last intent did not win"
+                assert there is (operation is Operation.ADD), "the last intent did not win"
+
+    def _nothing_of_before_is_left(self, removal: Intent, own: dict, before: dict) -> None:
+        """Whatever this user key was added under before the removal is part of it."""
+        chunk_id, step_id, _, ordinal = removal.place
+        sent = {(one.place[2], one.value) for one in self.intents if one.place[:2] == (chunk_id, step_id)
+                and one.place[3] == ordinal}  # fmt: skip
+        for intent in self.intents:
+            if (intent.operation, intent.audience_id, intent.key) != (Operation.ADD, removal.audience_id, removal.key):
+                continue
+            if intent.order > removal.order or (intent.place[2], intent.value) in sent:
+                continue
+            if own[intent.place].state in (PartState.REFUSED, PartState.CLOSED):
+                continue
+            assert ((chunk_id, step_id, intent.place[2], ordinal), intent.value) in before, "somebody stays"
 
 
 def _status(states: set[PartState]) -> Status:

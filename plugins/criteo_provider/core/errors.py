@@ -14,6 +14,7 @@
     ├── AudienceGone        the audience is no longer at Criteo: people stay pending
     ├── SourceFailed        a source cannot be read: its cursor stays, the other canvases go on
     ├── LedgerRefused       this ledger must not be used from here
+    ├── LedgerUnwritable    nothing can be written now: nothing was half-written, it goes on when that is over
     └── LostClaim           somebody else owns this work now: drop it silently, count it
 """
 
@@ -88,6 +89,10 @@ class SourceFailed(CriteoSyncError):
 
 class LedgerRefused(CriteoSyncError):
     """The ledger must not be used from this place; the text names the mend."""
+
+
+class LedgerUnwritable(CriteoSyncError):
+    """The ledger's database takes no writes at the moment; what was begun is as if it had not been."""
 
 
 class LostClaim(CriteoSyncError):

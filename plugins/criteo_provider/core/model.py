@@ -203,6 +203,7 @@ class ClaimedPart:
     narrow_level: int
     narrow_root: int | None
     intent_us: int
+    earlier_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

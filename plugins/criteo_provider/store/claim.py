@@ -155,6 +155,7 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
             audience.c.connection_id == terms.connection_id,
             audience.c.ad_account.in_(terms.ad_accounts),
             audience.c.criteo_id.is_not(None),
+            part.c.look_back == 0,
             sendable(terms.role, now_us),
         )
         .group_by(part.c.audience_id, part.c.operation, part.c.identifier_type, part.c.gum_caller_id, audience.c.id)
@@ -225,6 +226,7 @@ def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *
             part.c.operation == lane.operation.value,
             part.c.identifier_type == lane.identifier_type,
             part.c.gum_caller_id.is_not_distinct_from(lane.gum_caller_id),
+            part.c.look_back == 0,
             sendable(terms.role, now_us),
         )
         # What is being narrowed goes last, each group alone.
@@ -325,6 +327,7 @@ def _claimed_part(row: Row[Any]) -> ClaimedPart:
         row.narrow_level,
         row.narrow_root,
         row.intent_us,
+        row.earlier_id,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
 
 # Sealing transactions stay under 50 ms, so a minute of patience means somebody is stuck, not busy.
 BUSY_TIMEOUT_S = 60
@@ -57,6 +58,24 @@ def reading(engine: Engine) -> Iterator[Connection]:
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         yield connection
         connection.rollback()
+
+
+_AS_BEFORE = "Nothing was half-written, and it goes on by itself once that is over."
+_UNWRITABLE = {
+    "SQLITE_FULL": "There is no room left on the disk of the ledger; make room there.",
+    "53100": "There is no room left on the disk of the ledger's PostgreSQL server; make room there.",
+    "SQLITE_BUSY": f"Another process has kept the ledger to itself for {BUSY_TIMEOUT_S} s; look for a stuck one.",
+    "SQLITE_READONLY": "The ledger's file may only be read; let this user write it and its folder.",
+    "SQLITE_IOERR": "The disk of the ledger does not read or write; see to it.",
+}
+
+
+def unwritable(error: DBAPIError) -> str | None:
+    """Say in a sentence why a database takes no writes at the moment, None where the trouble is another."""
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None) or ""
+    # SQLite's extended codes begin with the plain one: SQLITE_IOERR_WRITE.
+    told = next((sentence for known, sentence in _UNWRITABLE.items() if code.startswith(known)), None)
+    return f"{told} {_AS_BEFORE}" if told else None
 
 
 def _sqlite(url: str, pool_size: int) -> Engine:

@@ -11,6 +11,7 @@ from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import Operation, PartState, Reason, Span
 from criteo_provider.core.spans import from_ordinals, ordinal_at, size, slots, subtract
 from criteo_provider.store.schema import identifiers, part
+from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import refold, spans_from_text, spans_to_text
 
 
@@ -42,7 +43,7 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
         for row in facing:
             if not theirs.isdisjoint(own[row.id]):
                 named = theirs.intersection(own[row.id])
-                overtaken[row.id].update(people_of(connection, row.chunk_id, row.form, row.spans, named))
+                overtaken[row.id].update(people_of(connection, row, named))
     kept: list[int] = []
     touched: set[int] = set()
     for row in rows:
@@ -58,12 +59,10 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     return [current[part_id] for part_id in kept]
 
 
-def people_of(
-    connection: Connection, chunk_id: int, form: str, spans: str, named: Collection[bytes]
-) -> dict[int, bytes]:
+def people_of(connection: Connection, row: Row[Any], named: Collection[bytes]) -> dict[int, bytes]:
     """Return who of a part has one of the ``named`` values: ordinal to value."""
-    present, values = _stored(connection, chunk_id, form)
-    stretches = slots(present, spans_from_text(spans))
+    present, values = stored_of(connection, row.chunk_id, row.form, row.earlier_id)
+    stretches = slots(present, spans_from_text(row.spans))
     return {
         ordinal_at(present, index): values[index]
         for first, last in stretches
@@ -74,17 +73,34 @@ def people_of(
 
 def values_of(connection: Connection, row: Row[Any]) -> list[bytes]:
     """Return the stored values of a part, in order, duplicates included."""
-    present, values = _stored(connection, row.chunk_id, row.form)
-    return [value for first, last in slots(present, spans_from_text(row.spans)) for value in values[first:last]]
+    return values_in(connection, row.chunk_id, row.form, row.earlier_id, spans_from_text(row.spans))
 
 
-def _stored(connection: Connection, chunk_id: int, form: str) -> tuple[Sequence[Span], list[bytes]]:
-    found = connection.execute(
-        select(identifiers.c.present, identifiers.c.packed).where(
-            identifiers.c.chunk_id == chunk_id, identifiers.c.form == form
-        )
-    ).one()
-    return spans_from_text(found.present), forms.decode(bytes(found.packed), forms.Form(form))
+def values_in(
+    connection: Connection, chunk_id: int, form: str, earlier_id: int | None, spans: Sequence[Span]
+) -> list[bytes]:
+    """Return the stored values of these people, in order, duplicates included."""
+    present, values = stored_of(connection, chunk_id, form, earlier_id)
+    return [value for first, last in slots(present, spans) for value in values[first:last]]
+
+
+def stored_of(
+    connection: Connection, chunk_id: int, form: str, earlier_id: int | None
+) -> tuple[Sequence[Span], list[bytes]]:
+    """Return who has a value, and the values, in the same order."""
+    present, blob = packed_of(connection, chunk_id, form, earlier_id)
+    return present, forms.decode(blob, forms.Form(form))
+
+
+def packed_of(connection: Connection, chunk_id: int, form: str, earlier_id: int | None) -> tuple[Sequence[Span], bytes]:
+    """Return who has a value, and all of them packed: of a form of the chunk, or of what was added before."""
+    query = select(identifiers.c.present, identifiers.c.packed).where(
+        identifiers.c.chunk_id == chunk_id, identifiers.c.form == form
+    )
+    if earlier_id is not None:
+        query = select(earlier.c.present, earlier.c.packed).where(earlier.c.id == earlier_id)
+    found = connection.execute(query).one()
+    return spans_from_text(found.present), bytes(found.packed)
 
 
 def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> None:
@@ -112,7 +128,13 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
     if any(row.attempts for row in rows):
         sent = or_(sent, part.c.state == PartState.OPEN)
     query = select(
-        part.c.upload_id, part.c.chunk_id, part.c.form, part.c.spans, part.c.intent_us, part.c.attempts
+        part.c.upload_id,
+        part.c.chunk_id,
+        part.c.form,
+        part.c.earlier_id,
+        part.c.spans,
+        part.c.intent_us,
+        part.c.attempts,
     ).where(
         and_(
             part.c.audience_id == rows[0].audience_id,

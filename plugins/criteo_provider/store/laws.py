@@ -12,6 +12,7 @@ from criteo_provider.core.model import Metric, PartState, StageState, Status
 from criteo_provider.core.spans import size
 from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, step, upload
+from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import METRIC_OF_STATUS, load, slices, spans_from_text
 
 
@@ -59,21 +60,25 @@ def _parts(connection: Connection) -> Iterator[str]:
         )
     }
     held: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row in connection.execute(select(part.c.upload_id, part.c.spans, part.c.identifiers, part.c.id)):
-        spans = spans_from_text(row.spans)
-        if size(spans) != row.identifiers:
-            yield f"Part {row.id} counts {row.identifiers} identifiers but spans {size(spans)}."
-        held[row.upload_id] += [(span.first, span.last) for span in spans]
+    held_before: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    columns = part.c.upload_id, part.c.spans, part.c.identifiers, part.c.id, part.c.earlier_id, part.c.again
+    for one in connection.execute(select(*columns)):
+        spans = spans_from_text(one.spans)
+        if size(spans) != one.identifiers:
+            yield f"Part {one.id} counts {one.identifiers} identifiers but spans {size(spans)}."
+        if not one.again:
+            pieces = held[one.upload_id] if one.earlier_id is None else held_before[one.earlier_id]
+            pieces += [(span.first, span.last) for span in spans]
     query = select(upload.c.id, upload.c.form, upload.c.identifiers, stage.c.chunk_id).join(
         stage, stage.c.id == upload.c.stage_id
     )
     for row in connection.execute(query):
         people = present.get((row.chunk_id, row.form), ())
-        pieces = sorted(held[row.id])
-        overlap = any(one[1] > other[0] for one, other in pairwise(pieces))
-        total = sum(last - first for first, last in pieces)
-        if overlap or total != row.identifiers or row.identifiers != size(people):
+        if not _once(held[row.id], row.identifiers) or row.identifiers != size(people):
             yield f"The parts of upload {row.id} do not hold each of its identifiers exactly once."
+    for found in connection.execute(select(earlier.c.id, earlier.c.present, earlier.c["count"])).all():
+        if not _once(held_before[found.id], found[2]) or found[2] != size(spans_from_text(found.present)):
+            yield f"The parts that look back to {found.id} do not hold each of its identifiers exactly once."
     waiting = (
         select(func.count())
         .select_from(part)
@@ -83,6 +88,12 @@ def _parts(connection: Connection) -> Iterator[str]:
     )
     if wrong := connection.execute(waiting).scalar_one():
         yield f"{wrong} parts are ahead of or behind their stage."
+
+
+def _once(pieces: list[tuple[int, int]], identifiers: int) -> bool:
+    pieces = sorted(pieces)
+    overlap = any(one[1] > other[0] for one, other in pairwise(pieces))
+    return not overlap and sum(last - first for first, last in pieces) == identifiers
 
 
 def _metrics(connection: Connection) -> Iterator[str]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Row, not_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core import identifiers as forms
+from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.core.model import (
     CanvasDeclaration,
     ClaimedPart,
@@ -23,13 +24,12 @@ from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, laws, metrics, seal, settle, streams, troubles
+from criteo_provider.store import declare, earlier, intents, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store.clock import is_over
-from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.engine import reading, unwritable, writing
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
-from criteo_provider.store.schema import audience, identifiers, look, part, source_cursor, trouble
-from criteo_provider.store.standings import spans_from_text
+from criteo_provider.store.schema import audience, look, part, source_cursor, trouble
 
 T = TypeVar("T")
 _TRIES = 5
@@ -173,6 +173,18 @@ class Ledger:
 
     def claim(self, terms: claiming.ClaimTerms, *, now_us: int) -> ClaimedRequest | None:
         """Claim the next request, or None when nothing may be sent now."""
+
+        def verb(connection: Connection) -> ClaimedRequest | None:
+            to_look_up.extend(earlier.stages_to_look_up(connection, now_us=now_us))
+            return None if to_look_up else claiming.claim(connection, terms, now_us=now_us)
+
+        to_look_up: list[int] = []
+        claimed = self._write(verb)
+        if not to_look_up:
+            return claimed
+        with reading(self.engine) as connection:
+            found = earlier.look_up(connection, to_look_up)
+        self._write(lambda connection: earlier.keep(connection, found, now_us=now_us))
         return self._write(lambda connection: claiming.claim(connection, terms, now_us=now_us))
 
     def items(self, wanted: ClaimedPart) -> list[bytes]:
@@ -181,13 +193,9 @@ class Ledger:
 
     def packed(self, wanted: ClaimedPart) -> bytes:
         """Return the same values as one blob."""
-        query = select(identifiers.c.present, identifiers.c.packed).where(
-            identifiers.c.chunk_id == wanted.chunk_id, identifiers.c.form == wanted.form
-        )
         with self.engine.connect() as connection:
-            row = connection.execute(query).one()
-        stretches = slots(spans_from_text(row.present), wanted.spans)
-        return forms.cut(bytes(row.packed), forms.Form(wanted.form), stretches)
+            present, blob = intents.packed_of(connection, wanted.chunk_id, wanted.form, wanted.earlier_id)
+        return forms.cut(blob, forms.Form(wanted.form), slots(present, wanted.spans))
 
     def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
         """Write what an answer means for everybody in the request; return how many parts were lost to others."""
@@ -331,6 +339,8 @@ class Ledger:
                 with writing(self.engine) as connection:
                     return verb(connection)
             except DBAPIError as error:
+                if (why := unwritable(error)) is not None:
+                    raise LedgerUnwritable(why) from None
                 if not left or getattr(error.orig, "sqlstate", None) not in _REPEATABLE:
                     raise
         raise AssertionError("unreachable")

@@ -14,6 +14,7 @@ from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import (
     CursorHold,
+    Operation,
     PackedForm,
     PartState,
     SealedPeople,
@@ -212,5 +213,6 @@ def _add_upload(
             attempts=0,
             due_us=enters_us,
             narrow_level=0,
+            look_back=1 if plan.operation is Operation.REMOVE else 0,
         )
     )

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, func, literal, select, update
 
 from criteo_provider.core import identifiers as forms
-from criteo_provider.core.model import ClaimedRequest, PartState, Reason
+from criteo_provider.core.model import ClaimedRequest, Metric, PartState, Reason
 from criteo_provider.core.outcome import (
     Accepted,
     AccessLost,
@@ -22,6 +22,7 @@ from criteo_provider.core.spans import from_ordinals, size
 from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split
+from criteo_provider.store.late_arrivals import may_have_arrived, send_last_intents_again
 from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
@@ -36,6 +37,8 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
     """Write what ``outcome`` means for the people of ``claimed``; return how many of its parts were lost to others."""
     query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
     rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()
+    if len(rows) < len(claimed.parts) and may_have_arrived(outcome):
+        send_last_intents_again(connection, claimed, {row.id for row in rows}, now_us=now_us)
     if not rows:
         # All of it belongs to others by now: an answer changes nobody.
         _end_request(connection, claimed, outcome, now_us)
@@ -129,9 +132,9 @@ def expire(connection: Connection, *, now_us: int) -> int:
                 .returning(part.c.stage_id)
             ).scalars()
         )
-    refold(connection, errored, cause="deadline", now_us=now_us)
-    if errored:
-        sentence = f"People of {len(errored)} chunks were given up after their hours of retries: Users Errored."
+    people = refold(connection, errored, cause="deadline", now_us=now_us).total(Metric.ERRORED)
+    if people:
+        sentence = f"{people:,} users were given up after their hours of retries: Users Errored."
         note(connection, "people", "errored", sentence, began=True, now_us=now_us)
     return len(overdue)
 
@@ -195,7 +198,7 @@ def _carve_out(connection: Connection, rows: Sequence[Row[Any]], sample: Sequenc
     for row in rows:
         form = forms.Form(row.form)
         named = {value for text in sample if (value := forms.from_wire(text, form)) is not None}
-        held = people_of(connection, row.chunk_id, row.form, row.spans, named)
+        held = people_of(connection, row, named)
         if held:
             found.update(held.values())
             people = from_ordinals(held)

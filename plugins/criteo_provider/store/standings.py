@@ -40,6 +40,10 @@ class Deltas:
         """Add ``value`` to one number of one step."""
         self._values[(canvas_id, step_id, name)] += value
 
+    def total(self, name: Metric) -> int:
+        """Return by how much a number has changed in all steps together."""
+        return sum(value for (_, _, of), value in self._values.items() if of is name)
+
     def write(self, connection: Connection, cause: str, now_us: int) -> None:
         """Write one metric row for each number that changed."""
         rows = [
@@ -68,8 +72,8 @@ class Standing(NamedTuple):
 
 def refold(
     connection: Connection, stage_ids: Collection[int], *, cause: str, now_us: int, entering: bool = False
-) -> None:
-    """Make counts, default and exceptions of these stages true again, and write what changed as metric rows.
+) -> Deltas:
+    """Make counts, default and exceptions of these stages true again; write what changed as metric rows, return it.
 
     ``entering`` marks stages whose people reach their step now. Stages are locked in id order.
     """
@@ -95,6 +99,7 @@ def refold(
         if added:
             connection.execute(insert(stage_exception), added)
     deltas.write(connection, cause, now_us)
+    return deltas
 
 
 def load(

@@ -19,11 +19,16 @@ from criteo_provider.store.standings import slices
 
 
 def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
-    """Close those waiting or open parts of these stages that nobody wants sent; the caller refolds the stages."""
+    """Close those waiting or open parts of these stages that nobody wants sent; the caller refolds the stages.
+
+    What people were added under before is taken out whatever the fields of the removal are.
+    """
     doomed: dict[Reason, list[int]] = defaultdict(list)
     for ids in slices(sorted(stage_ids)):
         query = (
-            select(part.c.id, part.c.stage_id, part.c.form, step.c.dropped_upto, step_version.c.fields)
+            select(
+                part.c.id, part.c.stage_id, part.c.form, part.c.earlier_id, step.c.dropped_upto, step_version.c.fields
+            )
             .join(step, step.c.id == part.c.step_id)
             .join(step_version, step_version.c.id == step.c.version_id)
             .where(part.c.stage_id.in_(ids), part.c.state.in_((PartState.WAITING, PartState.OPEN)))
@@ -31,7 +36,7 @@ def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
         for row in connection.execute(query):
             if row.dropped_upto is not None and row.stage_id <= row.dropped_upto:
                 doomed[Reason.DROPPED].append(row.id)
-            elif Form(row.form).field not in msgspec.json.decode(row.fields):
+            elif row.earlier_id is None and Form(row.form).field not in msgspec.json.decode(row.fields):
                 doomed[Reason.FIELD_NO_LONGER_CHOSEN].append(row.id)
     for reason, part_ids in doomed.items():
         for ids in slices(sorted(part_ids)):
