@@ -30,7 +30,7 @@ from criteo_provider.store.standings import slices, spans_from_text
 
 # So few are looked up one by one; for more it pays to have read all opt-outs once.
 FEW = 2_000
-_SIEVE_BYTES = 3
+_BITS = tuple(1 << (byte & 7) for byte in range(256))
 
 
 class Withdrawn(NamedTuple):
@@ -209,11 +209,14 @@ def _found(
 
 
 class _Sieve:
-    """Lets through whoever may have opted out, and few others: 16 MB, however many opt-outs there are."""
+    """Lets through whoever may have opted out, and few others: 16 MB, and one in 130 of a crowd at a million opt-outs.
+
+    Three bytes of a mark choose a place, three bits of the fourth one of the place's bits.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places = bytearray(1 << 8 * _SIEVE_BYTES)
+        self._places = bytearray(1 << 24)
         self._upto = 0
 
     def refreshed(self, connection: Connection) -> _Sieve:
@@ -221,14 +224,14 @@ class _Sieve:
         with self._lock:
             query = select(opt_out.c.id, opt_out.c.mark).where(opt_out.c.id > self._upto).order_by(opt_out.c.id)
             for row_id, mark in connection.execute(query.execution_options(yield_per=20_000)):
-                self._places[int.from_bytes(mark[:_SIEVE_BYTES])] = 1
+                self._places[int.from_bytes(mark[:3])] |= _BITS[mark[3]]
                 self._upto = row_id
         return self
 
     def pass_through(self, marks: Iterable[bytes]) -> list[bytes]:
         """Return the marks that may have opted out."""
         places, to_int = self._places, int.from_bytes
-        return [mark for mark in marks if places[to_int(mark[:_SIEVE_BYTES])]]
+        return [mark for mark in marks if places[to_int(mark[:3])] & _BITS[mark[3]]]
 
 
 _sieves: WeakKeyDictionary[Engine, _Sieve] = WeakKeyDictionary()
