@@ -3,7 +3,8 @@
 
 Every five minutes, takes what is still due after the first tries of `criteo_audience_sync`: later retries of the
 ~13 hours of patience, expiry into Users Errored, and people who were errored too early. It uses at most a quarter
-of Criteo's request slots while first attempts wait, and is skipped when nothing is due.
+of Criteo's request slots while first attempts wait, and is skipped when nothing is due. `tell` is skipped unless
+something broke, is over, or users wait for too long: see `criteo_audience_sync`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 
 from airflow.sdk import DAG
 
+from criteo_provider.operators.tell import CriteoTellOperator
 from criteo_provider.operators.upload import CriteoAudienceUploadOperator
 
 with DAG(
@@ -24,4 +26,5 @@ with DAG(
     tags=["criteo", "audience-sync"],
     doc_md=__doc__,
 ):
-    CriteoAudienceUploadOperator(task_id="retry", role="retry")
+    retry = CriteoAudienceUploadOperator(task_id="retry", role="retry", tell="tell")
+    retry >> CriteoTellOperator(task_id="tell")

@@ -36,6 +36,8 @@ def test_shape(dagbag: DagBag) -> None:
     assert (sync.catchup, retry.catchup) == (False, False)
     assert (sync.schedule, retry.schedule) == ("@continuous", "*/5 * * * *")
     assert retry.get_task("retry").role == "retry"
+    for upload in (sync.get_task("upload"), retry.get_task("retry")):
+        assert upload.downstream_task_ids == {upload.tell} == {"tell"}
 
 
 def test_sensor_starts_in_the_triggerer(dagbag: DagBag) -> None:

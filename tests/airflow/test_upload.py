@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import AssetAlias
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from structlog.testing import capture_logs
 
@@ -30,6 +30,20 @@ STILL = replace(NUMBERS, canvas="suppression", step="suppress", audience="Recent
 
 
 @dataclass
+class FakeAlarms:
+    """Whether there is something to tell; looking may find something."""
+
+    untold: bool = False
+    comes: bool = False
+
+    def look(self) -> None:
+        self.untold = self.untold or self.comes
+
+    def is_untold(self) -> bool:
+        return self.untold
+
+
+@dataclass
 class FakeHouse:
     """A house that drains as it is told and counts two users more afterwards."""
 
@@ -38,6 +52,7 @@ class FakeHouse:
     roles: list[str] = field(default_factory=list)
     drained: bool = False
     closed: bool = False
+    alarms: FakeAlarms = field(default_factory=lambda: FakeAlarms())
 
     def waiting(self) -> Any:
         return SimpleNamespace(fresh=False, retry=self.retry)
@@ -68,9 +83,21 @@ def house(monkeypatch: pytest.MonkeyPatch) -> FakeHouse:
     return fake
 
 
-def run(operator: CriteoAudienceUploadOperator) -> tuple[Any, OutletEventAccessors]:
+@dataclass
+class FakeInstance:
+    """Keeps what is pushed to XCom."""
+
+    pushed: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def run(
+    operator: CriteoAudienceUploadOperator, instance: FakeInstance | None = None
+) -> tuple[Any, OutletEventAccessors]:
     events = OutletEventAccessors()
-    return operator.execute({"outlet_events": events}), events
+    return operator.execute({"outlet_events": events, "ti": instance or FakeInstance()}), events
 
 
 def test_drains_and_counts(house: FakeHouse) -> None:
@@ -133,3 +160,30 @@ def test_a_refused_ledger_fails_the_task(house: FakeHouse) -> None:
     with pytest.raises(LedgerRefused, match="another host"):
         run(CriteoAudienceUploadOperator(task_id="upload"))
     assert house.closed
+
+
+def test_nothing_to_tell_starts_no_worker(house: FakeHouse) -> None:
+    """With nothing new the task that tells is skipped by the scheduler, and the counts are in XCom all the same."""
+    instance = FakeInstance()
+    with pytest.raises(DownstreamTasksSkipped) as skipped:
+        run(CriteoAudienceUploadOperator(task_id="upload", tell="tell"), instance)
+    assert skipped.value.tasks == ["tell"]
+    assert instance.pushed["return_value"]["entered"] == 2
+
+
+def test_something_to_tell_ends_the_drain(house: FakeHouse) -> None:
+    """A change of state stops the drain and lets the task that tells run."""
+    house.alarms.untold = True
+    stopped: list[threading.Event] = []
+    house.work = stopped.append
+    done, _ = run(CriteoAudienceUploadOperator(task_id="upload", tell="tell"))
+    assert done["entered"] == 2
+    assert stopped[0].is_set()
+
+
+def test_the_retry_dag_sees_who_is_late(house: FakeHouse) -> None:
+    """With nothing to retry the retry DAG still looks whether users wait for too long, and then goes on to tell."""
+    house.retry = False
+    house.alarms.comes = True
+    done, _ = run(CriteoAudienceUploadOperator(task_id="retry", role="retry", tell="tell"))
+    assert (done["entered"], house.roles) == (2, ["retry"])

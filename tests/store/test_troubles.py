@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from criteo_provider.core.outcome import AccessLost, AudienceGone, Unavailable
-from tests.world import World, canvas, crowd, step
+from tests.world import HOUR_US, World, canvas, crowd, step
 
 LOST = AccessLost("connection", "token-refused", "Criteo refuses the access token.")
 GONE = AudienceGone("audience-gone", "The audience is not at Criteo any more.")
@@ -73,3 +73,36 @@ def test_a_source_that_works_again_is_told(world: World) -> None:
         "Trouble with source vip: The query has no column 'email'.",
         "Over, source vip works again. It was: The query has no column 'email'.",
     ]
+
+
+def test_probes_double_to_a_quarter_of_an_hour(world: World) -> None:
+    """A minute, two, four, eight, then fifteen: three hours of a lasting trouble are sixteen probes."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, LOST)
+    began_us, waits = world.now_us, []
+    while world.now_us - began_us < 3 * HOUR_US:
+        (row,) = world.ledger.troubles()
+        waits.append((row.next_probe_us - world.now_us) // 60_000_000)
+        world.now_us = row.next_probe_us
+        claimed = world.claim() or world.claim_retry()
+        assert claimed is not None
+        world.settle(claimed, LOST)
+    assert waits[:6] == [1, 1, 2, 4, 8, 15]
+    assert set(waits[5:]) == {15}
+    assert len(waits) <= 16
+
+
+def test_a_disconnected_ad_account_is_no_work(world: World) -> None:
+    """What a person has disconnected is never due, however long it lasts: no run begins for it."""
+    world.declare(canvas("vip", step("add")), canvas("later", step("soon", delay_s=60)))
+    world.enter("vip", crowd(range(3)))
+    world.enter("later", crowd(range(3)))
+    key = "criteo_default/1001"
+    world.ledger.trouble("ad_account", key, code="disconnected", sentence="Disconnected.", now_us=world.now_us)
+    for _ in range(2):
+        world.pass_time(3600)
+        work = world.ledger.open_work(now_us=world.now_us)
+        assert (work.due_fresh, work.due_retry, work.due_steps, work.unresolved) == (0, 0, 0, 0)
+        assert world.ledger.stopped_audiences(now_us=world.now_us) == {1}
+        assert world.claim() is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import AssetAlias, BaseOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from criteo_provider.hooks import airflow_inside, assets
 from criteo_provider.hooks.surroundings import open_house
@@ -30,9 +30,12 @@ class CriteoAudienceUploadOperator(BaseOperator):
     Returns counts only. Publishes an asset event for each audience people were synced to, and counters.
     Nobody's failed upload fails the task: people stay pending in the ledger and are tried again for about 13 hours.
 
+    A change of state that people have to be told of ends the drain early; the next run goes on.
+
     :param role: ``fresh`` takes new people, first attempts and short retries; ``retry`` the rest of what is due,
         and skips itself when that is nothing
     :param longest_drain_s: seconds after which the task ends even if there is more to do; the next run goes on
+    :param tell: id of the CriteoTellOperator downstream, which is skipped when there is nothing to tell
     """
 
     ui_color = "#ffe8d9"
@@ -42,12 +45,14 @@ class CriteoAudienceUploadOperator(BaseOperator):
         *,
         role: Literal["fresh", "retry"] = "fresh",
         longest_drain_s: float = LONGEST_DRAIN_S,
+        tell: str | None = None,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("outlets", [AssetAlias(assets.ALIAS)])
         super().__init__(**kwargs)
         self.role = role
         self.longest_drain_s = longest_drain_s
+        self.tell = tell
         self._stop: threading.Event | None = None
         self._told: Progress | None = None
 
@@ -55,14 +60,27 @@ class CriteoAudienceUploadOperator(BaseOperator):
         """Drain, then report what was done."""
         self._stop = threading.Event()
         with closing(open_house()) as house:
-            if self.role == "retry" and not house.waiting().retry:
-                raise AirflowSkipException("Nothing is due for another try.")
+            if self.role == "retry":
+                self._skip_if_idle(house)
             before = {(step.canvas, step.step): step for step in house.numbers()}
             done = self._drain(house, self._stop)
             moved = [_Moved(step, before.get((step.canvas, step.step))) for step in house.numbers()]
+            is_untold = self.tell is not None and house.alarms.is_untold()
         self._show([each for each in moved if each.is_so])
         self._announce(moved, context)
-        return self._count(done)
+        counts = self._count(done)
+        if self.tell is not None and not is_untold:
+            # The scheduler skips it by itself: no worker is started to say nothing.
+            context["ti"].xcom_push("return_value", counts)
+            raise DownstreamTasksSkipped(tasks=[self.tell])
+        return counts
+
+    def _skip_if_idle(self, house: House) -> None:
+        waiting = house.waiting()
+        # Whether somebody waits for too long is seen even when nothing else is at work.
+        house.alarms.look()
+        if not waiting.retry and not (self.tell and house.alarms.is_untold()):
+            raise AirflowSkipException("Nothing is due for another try.")
 
     def on_kill(self) -> None:
         """Let the drain end after the requests in flight; what was claimed and not sent goes back by itself."""
@@ -72,11 +90,17 @@ class CriteoAudienceUploadOperator(BaseOperator):
 
     def _drain(self, house: House, stop: threading.Event) -> Progress:
         self.log.info("::group::Progress")
-        done = house.drain(self.role, stop=stop, max_s=self.longest_drain_s, on_progress=self._tell)
+
+        def progressed(progress: Progress) -> None:
+            self._log_progress(progress)
+            if self.tell is not None and house.alarms.is_untold():
+                stop.set()
+
+        done = house.drain(self.role, stop=stop, max_s=self.longest_drain_s, on_progress=progressed)
         self.log.info("::endgroup::")
         return done
 
-    def _tell(self, progress: Progress) -> None:
+    def _log_progress(self, progress: Progress) -> None:
         told, self._told = self._told, progress
         for remark in progress.remarks:
             if told is None or remark not in told.remarks:

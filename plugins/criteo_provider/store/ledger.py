@@ -23,8 +23,8 @@ from criteo_provider.core.model import (
 from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
+from criteo_provider.store import alarms, declare, earlier, intents, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, earlier, intents, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, unwritable, writing
 from criteo_provider.store.launches import Launches
@@ -283,9 +283,33 @@ class Ledger:
                 return
         self._write(lambda connection: troubles.close_trouble(connection, scope, key, now_us=now_us))
 
+    def look_for_alarms(self, *, late_after_s: float, now_us: int) -> None:
+        """Open and close the troubles that time makes."""
+        late_after_us = round(late_after_s * 1e6)
+        self._write(lambda connection: alarms.look(connection, late_after_us=late_after_us, now_us=now_us))
+
+    def is_untold(self) -> bool:
+        """Tell whether there is a change of state nobody was told of yet."""
+        with self.engine.connect() as connection:
+            return alarms.is_untold(connection)
+
+    def take_alarms(self, *, now_us: int) -> list[alarms.News]:
+        """Return each change of state nobody was told of yet; each is returned once."""
+        return self._write(lambda connection: alarms.take(connection, now_us=now_us))
+
     def take_news(self, *, now_us: int) -> list[str]:
         """Return one sentence for each change of state nobody was told of yet; each is returned once."""
-        return self._write(lambda connection: troubles.take_news(connection, now_us=now_us))
+        return [one.sentence for one in self.take_alarms(now_us=now_us)]
+
+    def put_back_news(self, ids: Sequence[int]) -> None:
+        """Let somebody else tell these changes."""
+        self._write(lambda connection: alarms.put_back(connection, ids))
+
+    def stopped_audiences(self, *, now_us: int) -> set[int]:
+        """Return the audiences held back by a trouble whose next probe is not due."""
+        with self.engine.connect() as connection:
+            query = select(audience.c.id).where(metrics.stopped(now_us))
+            return set(connection.execute(query).scalars())
 
     def may_probe(self, scope: str, key: str, *, now_us: int) -> bool:
         """Tell whether there is no such trouble, or it wants to be tried again now."""

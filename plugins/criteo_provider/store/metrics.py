@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status
 from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.claim import sendable
-from criteo_provider.store.clock import FURTHEST_US, is_over
+from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.schema import (
     audience,
@@ -22,6 +22,7 @@ from criteo_provider.store.schema import (
     trouble,
 )
 from criteo_provider.store.standings import load, slices
+from criteo_provider.store.troubles import is_holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +130,24 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
     due = select(func.count()).select_from(part).join(step, step.c.id == part.c.step_id)
     resolved = due.join(audience, audience.c.id == part.c.audience_id).where(audience.c.criteo_id.is_not(None))
     # A known trouble keeps its people back; only the probe of it is work.
-    held = not_(is_over(trouble.c.next_probe_us, now_us))
-    if connection.execute(select(trouble.c.scope).where(held).limit(1)).first():
-        resolved = resolved.where(~stopped(now_us))
     waiting = stage.c.state == StageState.WAITING
+    due_steps = (
+        select(func.count())
+        .select_from(stage)
+        .join(step, step.c.id == stage.c.step_id)
+        .where(waiting, stage.c.enters_us <= now_us, step.c.declared)
+    )
+    if connection.execute(select(trouble.c.scope).where(is_holding(now_us)).limit(1)).first():
+        resolved = resolved.where(~stopped(now_us))
+        due_steps = (
+            due_steps.join(step_version, step_version.c.id == stage.c.version_id)
+            .join(audience, audience.c.id == step_version.c.audience_id)
+            .where(~stopped(now_us))
+        )
     return OpenWork(
         due_fresh=connection.execute(resolved.where(sendable(Role.FRESH, now_us))).scalar_one(),
         due_retry=connection.execute(resolved.where(sendable(Role.RETRY, now_us))).scalar_one(),
-        due_steps=connection.execute(
-            select(func.count())
-            .select_from(stage)
-            .join(step, step.c.id == stage.c.step_id)
-            .where(waiting, stage.c.enters_us <= now_us, step.c.declared)
-        ).scalar_one(),
+        due_steps=connection.execute(due_steps).scalar_one(),
         unresolved=connection.execute(
             select(func.count(func.distinct(part.c.audience_id)))
             .join(audience, audience.c.id == part.c.audience_id)
@@ -178,7 +184,11 @@ def full_requests_waiting(connection: Connection, *, now_us: int) -> int:
 
 def stopped(now_us: int) -> ColumnElement[bool]:
     """The condition that a known trouble holds an audience back, its next probe not being due yet."""
-    held = not_(is_over(trouble.c.next_probe_us, now_us))
+    return troubled(is_holding(now_us))
+
+
+def troubled(*which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition that there is a known trouble (one of ``which``) with an audience."""
     keys = or_(
         and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
         and_(
@@ -187,7 +197,7 @@ def stopped(now_us: int) -> ColumnElement[bool]:
         ),
         and_(trouble.c.scope == "audience", trouble.c.key == cast(audience.c.id, Text)),
     )
-    return select(trouble.c.scope).where(held, keys).exists()
+    return select(trouble.c.scope).where(*which, keys).exists()
 
 
 def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:

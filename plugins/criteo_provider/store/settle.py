@@ -19,6 +19,7 @@ from criteo_provider.core.outcome import (
     Unavailable,
 )
 from criteo_provider.core.spans import from_ordinals, size
+from criteo_provider.store.alarms import gave_up
 from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split
@@ -27,7 +28,7 @@ from criteo_provider.store.narrow import narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices
-from criteo_provider.store.troubles import audiences_of, heal, keys_of, note, open_trouble, put_off_probe
+from criteo_provider.store.troubles import audiences_of, heal, keys_of, open_trouble, put_off_probe
 from criteo_provider.store.unwanted import close_unwanted
 
 _UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
@@ -132,10 +133,8 @@ def expire(connection: Connection, *, now_us: int) -> int:
                 .returning(part.c.stage_id)
             ).scalars()
         )
-    people = refold(connection, errored, cause="deadline", now_us=now_us).total(Metric.ERRORED)
-    if people:
-        sentence = f"{people:,} users were given up after their hours of retries: Users Errored."
-        note(connection, "people", "errored", sentence, began=True, now_us=now_us)
+    if refold(connection, errored, cause="deadline", now_us=now_us).total(Metric.ERRORED):
+        gave_up(connection, errored, now_us=now_us)
     return len(overdue)
 
 

@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Select, delete, false, func, insert, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    false,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
-from criteo_provider.store.clock import FURTHEST_US
+from criteo_provider.store.clock import FURTHEST_US, is_over
 from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
@@ -16,6 +31,9 @@ FIRST_PROBE_US = 60_000_000
 # Troubles that people made by a decision: an answer of Criteo's neither ends nor renames them.
 DISCONNECTED = "disconnected"
 BY_CHOICE = frozenset({DISCONNECTED, "not-chosen", "not-allowed"})
+# Troubles of users, by canvas: they hold nobody back.
+PEOPLE, LATE = "people", "late"
+
 # Nothing is probed until a person connects the ad account again.
 NEVER_US = 253_370_764_800_000_000  # the year 9999
 
@@ -27,7 +45,10 @@ class Troubles:
         self._connection_id = connection_id
         rows = connection.execute(select(trouble)).all()
         # A probe further ahead than any is put off was set before the clock stepped back.
-        self._due = {(row.scope, row.key): not now_us < row.next_probe_us <= now_us + FURTHEST_US for row in rows}
+        self._due = {
+            (row.scope, row.key): row.code != DISCONNECTED and not now_us < row.next_probe_us <= now_us + FURTHEST_US
+            for row in rows
+        }
 
     def admits(self, audience_id: int, ad_account: str) -> bool:
         """Whether nothing stops this audience, or all that stops it wants a probe now."""
@@ -48,13 +69,14 @@ class Troubles:
 
 def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
     """Set the next probe of a trouble: one minute from now, doubling to fifteen."""
-    wait_us = func.min if connection.dialect.name == "sqlite" else func.least
+    least = func.min if connection.dialect.name == "sqlite" else func.least
+    wait_us = least(literal(60_000_000, BigInteger).bitwise_lshift(least(trouble.c.probes, 4)), 900_000_000)
     connection.execute(
         update(trouble)
         .where(trouble.c.scope == scope, trouble.c.key == key, trouble.c.code != DISCONNECTED)
         .values(
             probes=trouble.c.probes + 1,
-            next_probe_us=literal(now_us, BigInteger) + wait_us(60_000_000 * (trouble.c.probes + 1), 900_000_000),
+            next_probe_us=literal(now_us, BigInteger) + wait_us,
         )
     )
 
@@ -82,6 +104,11 @@ def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sen
     return added is not None
 
 
+def is_holding(now_us: int) -> ColumnElement[bool]:
+    """The condition that a trouble wants no probe now."""
+    return or_(trouble.c.code == DISCONNECTED, not_(is_over(trouble.c.next_probe_us, now_us)))
+
+
 def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = ()) -> None:
     """Forget a trouble that is over, and note that it is; one whose code is among ``but`` stays."""
     found = trouble.c.scope == scope, trouble.c.key == key, trouble.c.code.not_in(but)
@@ -95,19 +122,19 @@ def note(connection: Connection, scope: str, key: str, sentence: str, *, began: 
     connection.execute(insert(news).values(at_us=now_us, scope=scope, key=key, began=began, sentence=sentence))
 
 
-def take_news(connection: Connection, *, now_us: int) -> list[str]:
-    """Return one sentence for each change nobody was told of yet, and mark them as told."""
-    rows = connection.execute(update(news).where(news.c.told_us.is_(None)).values(told_us=now_us).returning(news)).all()
-    audiences = {str(row.id): row.name for row in connection.execute(select(audience.c.id, audience.c.name))}
-    return [_told(row, audiences) for row in sorted(rows, key=lambda row: row.id)]
-
-
-def _told(row: Row[Any], audiences: Mapping[str, str]) -> str:
-    if row.scope == "people":
-        return str(row.sentence)
-    if row.scope == "launch":
-        what = "is not launched" if row.began else "does not wait for its launch any more. What stood in its way"
-        return f"Canvas {row.key} {what}: {row.sentence}"
+def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
+    """Say what has changed; ``audiences`` are their names by the ledger's numbers."""
+    match row.scope, row.began:
+        case (("people" | "late"), True):
+            return str(row.sentence)
+        case "people", _:
+            return f"Over: nobody of canvas {row.key} was given up for an hour."
+        case "late", _:
+            return f"Over: the users of canvas {row.key} are on time again."
+        case "launch", True:
+            return f"Canvas {row.key} is not launched: {row.sentence}"
+        case "launch", _:
+            return f"Canvas {row.key} does not wait for its launch any more. What stood in its way: {row.sentence}"
     where = f"audience {audiences.get(row.key, row.key)!r}" if row.scope == "audience" else f"{row.scope} {row.key}"
     where = where.replace("ad_account", "ad account")
     return (

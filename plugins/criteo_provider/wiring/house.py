@@ -31,6 +31,7 @@ from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.wiring.accounts import Accounts, Permit
+from criteo_provider.wiring.alarms import Alarms
 from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor
@@ -86,7 +87,7 @@ class House:
                 senders,
                 Housekeeping(
                     enter_due_steps=lambda: ledger.enter_due_steps(now_us=now_us()),
-                    sweep=lambda: ledger.sweep(now_us=now_us()),
+                    sweep=self._sweep,
                     nothing_due=lambda: not ledger.open_work(now_us=now_us()).anything_due(chosen),
                     follow_opt_outs=self.consent.follow if chosen is Role.FRESH else lambda: False,
                     remarks=self._pace.remarks,
@@ -98,6 +99,11 @@ class House:
                 max_s=max_s,
                 on_progress=on_progress,
             )
+
+    def _sweep(self) -> int:
+        given_up = self.ledger.sweep(now_us=self._clock.now_us())
+        self.alarms.look()
+        return given_up
 
     def check_access(self, conn_id: str) -> CheckResult:
         """Say in one sentence whether Criteo lets a connection in."""
@@ -199,6 +205,11 @@ class House:
         return Pace(self.canvases.canvases, lambda: self.ledger, self.criteo, lambda: self._clock.now_us())
 
     @cached_property
+    def alarms(self) -> Alarms:
+        """What people have to be told of."""
+        return Alarms(self.around, lambda: self.ledger, lambda: self._clock.now_us())
+
+    @cached_property
     def _engine(self) -> Engine:
         engine = open_engine(self.around.ledger_url)
         self._closing.append(engine.dispose)
@@ -249,6 +260,10 @@ class House:
         for canvas in self.canvases.canvases:
             if canvas.id in unlaunched:
                 ahead = ahead or self.launch.is_due(canvas)
+                continue
+            plans = self._plans.get(canvas.id, ())
+            # Whom nobody can be sent for now need not enter yet: the next probe takes all of them along.
+            if not plans or self.alarms.held_back(plans):
                 continue
             try:
                 ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, now_us=now_us)
