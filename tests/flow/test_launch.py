@@ -9,13 +9,15 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from criteo_provider.core.model import Role
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.engine import writing
-from criteo_provider.store.schema import trouble
+from criteo_provider.store.schema import audience, trouble
 from criteo_provider.wiring import CriteoConnection, House
 from criteo_provider.wiring.findings import from_json
 from tests.flow.shop import AD_ACCOUNT, Person, Shop, delay, open_house, sync, write_canvas
@@ -90,7 +92,7 @@ def test_a_failing_launch_reads_nothing_tells_once_and_lets_others_go_on(
         (news,) = house.take_news()
         assert news.startswith("Canvas vip is not launched: (1) ")
         assert "(3)" in news
-        assert not house.waiting().fresh
+        assert not any(house.launch.is_due(canvas) for canvas in house.canvases.canvases if canvas.id == "vip")
         drain(house)
         assert house.take_news() == []
         assert [(row.scope, row.key) for row in house.ledger.troubles()] == [("launch", "vip")]
@@ -254,3 +256,64 @@ def test_steady_state_makes_no_call_but_amendments(
     made = calls(sandbox, since)
     assert set(made) <= {"amend", "token"}, made
     assert made["amend"] >= 3
+
+
+def with_policy(step: dict[str, Any], policy: str) -> dict[str, Any]:
+    """The same step with what becomes of its people when the audience is deleted."""
+    return {**step, "audience_sync": {**step["audience_sync"], "when_deleted": policy}}
+
+
+@pytest.mark.parametrize("policy", ["wait", "recreate", "fail"])
+def test_an_audience_deleted_at_criteo(
+    open_vip: Callable[[], House], sandbox: Sandbox, shop: Shop, include: Path, policy: str
+) -> None:
+    """Told at once; people wait until it is restored, or go to a new one in the same drain, or are given up at once."""
+    write_canvas(include, "vip", with_policy(sync("add", "Shoppers"), policy))
+    with closing(open_vip()) as house:
+        drain(house)
+        first = numbers(house)["add"]
+        (old,) = [str(one["id"]) for one in sandbox.state()["segments"]]
+        sandbox.delete_segment(old)
+        shop.add(Person(number) for number in range(11, 21))
+        drain(house)
+        entered, synced, _, pending = numbers(house)["add"]
+        errored = next(one.errored for one in house.numbers() if one.step == "add")
+        news = house.take_news()
+        assert news[0].startswith("Trouble with audience 'Shoppers': The audience is not at Criteo any more")
+        assert entered > first[0]
+        if policy == "recreate":
+            assert len(news) == 2
+            assert pending == 0
+            (new,) = [str(one["id"]) for one in sandbox.state()["segments"]]
+            assert new != old
+            # Earlier members are not added again: only those who were pending.
+            assert size(sandbox, "Shoppers") == synced - first[1]
+        else:
+            assert (pending > 0, errored > 0) == (policy == "wait", policy == "fail")
+            assert sandbox.state()["segments"] == []
+            assert not house.ledger.open_work(now_us=house.now_us()).anything_due(Role.FRESH)
+            sandbox.add_segment(AD_ACCOUNT, "Shoppers")
+            with writing(house.ledger.engine) as connection:
+                connection.execute(update(audience).values(resolver_until_us=0))
+            shop.add(Person(number) for number in range(21, 31))
+            drain(house)
+            drain(house)
+            assert numbers(house)["add"][3] == 0
+            assert (size(sandbox, "Shoppers") or 0) > 0
+
+
+def test_a_paused_step_is_launched_enters_and_holds(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """People of a paused step are Pending and nothing is sent; without the pause they go out."""
+    write_canvas(include, "vip", {**sync("add", "Shoppers"), "paused": True})
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["add"][3] > 0
+        assert size(sandbox, "Shoppers") == 0
+        assert not house.ledger.open_work(now_us=house.now_us()).anything_due(Role.FRESH)
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["add"][3] == 0
+        assert (size(sandbox, "Shoppers") or 0) > 0

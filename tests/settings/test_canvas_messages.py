@@ -93,6 +93,9 @@ NO_FILE = "leads to a file that is not there or not UTF-8 text. Create it, or co
 INSIDE = "has to lead to an .sql file inside the include folder. Move it to segments/."
 
 RULES: list[tuple[Change, str]] = [
+    (put("steps", 0, "paused", to="yes"), "steps[0].paused (step a) has to be true or false. Write it like `paused: true`."),
+    (put("steps", 1, "paused", to=True), "steps[1].paused (step w) belongs to an audience_sync, and this step is a delay. Remove it, or pause the audience_sync behind it."),
+    (put(*STEP, "when_deleted", to="ignore"), "steps[0].audience_sync.when_deleted (step a) has to be one of wait, recreate or fail. Write it like `when_deleted: wait`."),
     (drop("name"), "name is missing. Write it like `name: High-value targeting`."),
     (put("name", to=5), "name has to be text. Write it like `name: High-value targeting`."),
     (put("owner", to="  "), "owner is empty. Write it like `owner: growth-team`."),
@@ -268,3 +271,22 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
         str(problem)
         == "include/canvases: the folder is not there, so no canvas can run. Create it, or correct the setting."
     )
+
+
+def test_steps_of_one_audience_that_disagree_are_told_in_the_later_one(include: Path) -> None:
+    """Two steps of one audience say the same of its deletion, or one of them says nothing; across files too."""
+    first, second = copy.deepcopy(GOOD), copy.deepcopy(GOOD)
+    first["steps"][0]["audience_sync"]["when_deleted"] = "recreate"
+    write(include, first, "a.yaml")
+    write(include, second)
+    assert problems(include) == []
+    second["steps"][2]["audience_sync"]["when_deleted"] = "fail"
+    write(include, second)
+    assert problems(include) == [
+        "steps[2].audience_sync.when_deleted (step r) disagrees with step a of canvas a, which says recreate for the "
+        "same audience. Say the same in both, or in one of them only."
+    ]
+    assert [canvas.id for canvas in load_canvases(include).canvases] == ["a"]
+    second["steps"][2]["audience_sync"]["ad_account"] = "1002"
+    write(include, second)
+    assert problems(include) == []

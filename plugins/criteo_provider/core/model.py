@@ -21,6 +21,14 @@ class Operation(StrEnum):
         return Operation.REMOVE if self is Operation.ADD else Operation.ADD
 
 
+class WhenDeleted(StrEnum):
+    """What becomes of people when their audience is deleted at Criteo."""
+
+    WAIT = "wait"
+    RECREATE = "recreate"
+    FAIL = "fail"
+
+
 class Status(IntEnum):
     """Where one user stands in one step; the numbers are stored."""
 
@@ -142,7 +150,7 @@ class StepDeclaration:
     delay_s: float
     is_last: bool
     paused: bool = False
-    when_deleted: str = "wait"
+    when_deleted: WhenDeleted | None = None  # None: says nothing, like another step of the audience, or waits
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Resolve: find each audience people wait for at Criteo, or create it, once."""
+"""Resolve: find each audience people wait for at Criteo, or create it, once; and look again for deleted ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from criteo_provider.core.errors import AccessLost, AudienceGone, Busy, Refused, Unavailable
+from criteo_provider.core.errors import AccessLost, AudienceGone, Busy, CriteoSyncError, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,10 @@ class AudienceLedger(Protocol):
     def unresolved_audiences(
         self, connection_id: str, ad_accounts: Collection[str], *, now_us: int, lease_s: float
     ) -> list[tuple[int, str, str, bool]]: ...
+
+    def deleted_audiences(
+        self, connection_id: str, ad_accounts: Collection[str], *, now_us: int
+    ) -> list[tuple[int, str, str, bool, str]]: ...
 
     def give_back_audiences(self, audience_ids: Collection[int]) -> None: ...
 
@@ -50,28 +54,65 @@ def resolve_audiences(
         connection_id, ad_accounts, now_us=now_us(), lease_s=RESOLVER_LEASE_S
     )
     known = 0
+    lost: set[str] = set()
     for number, (audience_id, ad_account, name, may_create) in enumerate(wanted):
+        if ad_account in lost:
+            ledger.give_back_audiences([audience_id])
+            continue
         try:
             criteo_id, created = _look_up(desk, ad_account, name, may_create=may_create)
         except AccessLost as error:
-            key = connection_id if error.scope == "connection" else f"{connection_id}/{ad_account}"
+            # Who is not let in asks once, not once for each audience.
+            if error.scope == "connection":
+                ledger.give_back_audiences([one[0] for one in wanted[number:]])
+                ledger.trouble("connection", connection_id, code=error.code, sentence=str(error), now_us=now_us())
+                return known
+            key = f"{connection_id}/{ad_account}"
             ledger.trouble(error.scope, key, code=error.code, sentence=str(error), now_us=now_us())
+            lost.add(ad_account)
         except (Refused, AudienceGone, Unavailable) as error:
             ledger.trouble("audience", str(audience_id), code=error.code, sentence=str(error), now_us=now_us())
         except Busy:
             ledger.give_back_audiences([one[0] for one in wanted[number:]])
             return known
         else:
-            ledger.resolved(audience_id, criteo_id, created=created, now_us=now_us())
-            log.info(
-                "Audience %r in ad account %s: %s, Criteo id %s.",
-                name,
-                ad_account,
-                "created" if created else "found",
-                criteo_id,
-            )
+            _take(ledger, audience_id, ad_account, name, criteo_id, created=created, now_us=now_us())
             known += 1
-    return known
+    return known + _look_for_deleted(ledger, desk, connection_id, ad_accounts, now_us)
+
+
+def _look_for_deleted(
+    ledger: AudienceLedger,
+    desk: AudienceDesk,
+    connection_id: str,
+    ad_accounts: Collection[str],
+    now_us: Callable[[], int],
+) -> int:
+    """Look whether deleted audiences are back under another id, and make those anew whose steps say so."""
+    back = 0
+    for audience_id, ad_account, name, may_create, known_id in ledger.deleted_audiences(
+        connection_id, ad_accounts, now_us=now_us()
+    ):
+        try:
+            found = desk.ensure(ad_account, name) if may_create else (desk.find(ad_account, name), False)
+        except CriteoSyncError as error:
+            # Its trouble is told already, and it is looked for again in some minutes.
+            log.warning("Audience %r in ad account %s is still not there: %s", name, ad_account, error)
+            continue
+        criteo_id, created = found
+        # One that is listed and yet unknown is no news: the next request of its people tells.
+        if criteo_id is not None and (created or criteo_id != known_id):
+            _take(ledger, audience_id, ad_account, name, criteo_id, created=created, now_us=now_us())
+            back += 1
+    return back
+
+
+def _take(
+    ledger: AudienceLedger, audience_id: int, ad_account: str, name: str, criteo_id: str, *, created: bool, now_us: int
+) -> None:
+    ledger.resolved(audience_id, criteo_id, created=created, now_us=now_us)
+    what = "created" if created else "found"
+    log.info("Audience %r in ad account %s: %s, Criteo id %s.", name, ad_account, what, criteo_id)
 
 
 def _look_up(desk: AudienceDesk, ad_account: str, name: str, *, may_create: bool) -> tuple[str, bool]:

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from criteo_provider.core import eligibility
 from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.identifiers import EmailHash, EmailInput
-from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation, StepDeclaration
+from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation, StepDeclaration, WhenDeleted
 from criteo_provider.settings.durations import parse_duration
 
 MAX_AUDIENCE_CHARS = 255
@@ -284,6 +284,7 @@ class AudienceSync(Block):
         examples=["High-value customers"]
     )
     fields: Annotated[tuple[IdentifierField, ...], AfterValidator(_some)] = Field(examples=["[email, madid]"])
+    when_deleted: WhenDeleted | None = Field(default=None, examples=["wait"])
 
 
 class Step(Block):
@@ -294,6 +295,7 @@ class Step(Block):
         None, examples=["{operation: add, ad_account: ..., audience: ..., fields: [email]}"]
     )
     delay_s: Seconds | None = Field(default=None, alias="delay", examples=["30d"])
+    paused: bool = Field(default=False, strict=True, examples=["true"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +307,7 @@ class AudienceStep:
     position: int
     delay_s: int
     is_last: bool
+    paused: bool = False
 
 
 class Canvas(Block):
@@ -338,7 +341,7 @@ class Canvas(Block):
             delay_s += step.delay_s or 0
             if step.audience_sync:
                 at = len(found)
-                found.append(AudienceStep(step.id, step.audience_sync, at, delay_s, at == last))
+                found.append(AudienceStep(step.id, step.audience_sync, at, delay_s, at == last, step.paused))
         return tuple(found)
 
     @cached_property
@@ -360,6 +363,8 @@ class Canvas(Block):
                 fields=step.sync.fields,
                 delay_s=step.delay_s,
                 is_last=step.is_last,
+                paused=step.paused,
+                when_deleted=step.sync.when_deleted,
             )
             for step in self.audience_steps
         )

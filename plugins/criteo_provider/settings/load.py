@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criteo_provider.settings import rules
+from criteo_provider.settings.agreement import disagreements
 from criteo_provider.settings.canvas import Canvas
 from criteo_provider.settings.documents import read_document, shown_path, yaml_files
 from criteo_provider.settings.problems import Finding, Problem, in_file
@@ -29,6 +30,7 @@ def load_canvases(include_folder: Path) -> Canvases:
         what, mend = "is not there, so no canvas can run.", "Create it, or correct the setting."
         return Canvases(problems=(Problem(shown_path(folder, include_folder), "the folder", what, mend),))
     canvases: dict[str, Canvas] = {}
+    files: dict[Path, Canvas] = {}
     problems: list[Problem] = []
     for file in yaml_files(folder):
         canvas, found = read_document(file, include_folder, Canvas, rules.check, noun="canvas", first_keys=FIRST_KEYS)
@@ -36,8 +38,11 @@ def load_canvases(include_folder: Path) -> Canvases:
             finding = Finding((), "has the name of another canvas.", "Rename one of the two.")
             found = in_file(shown_path(file, include_folder), None, [finding])
         elif canvas:
-            canvases[canvas.id] = canvas
+            canvases[canvas.id] = files[shown_path(file, include_folder)] = canvas
         problems += found
+    for canvas, problem in disagreements(files):
+        canvases.pop(canvas.id, None)
+        problems.append(problem)
     return Canvases(tuple(canvases.values()), tuple(problems))
 
 

@@ -72,6 +72,9 @@ def condition_rules(place: Place, conditions: object) -> Iterator[Finding]:
 def _kinds(steps: list[Mapping[str, object]]) -> Iterator[Finding]:
     for at, step in enumerate(steps):
         kinds = [kind for kind in KINDS_OF_STEP if step.get(kind) is not None]
+        if kinds == ["delay"] and "paused" in step:
+            what = "belongs to an audience_sync, and this step is a delay."
+            yield Finding(("steps", at, "paused"), what, "Remove it, or pause the audience_sync behind it.")
         if step and len(kinds) != 1:
             if kinds:
                 yield Finding(("steps", at), "is both an audience_sync and a delay.", "Make two steps of it.")

@@ -19,6 +19,7 @@ _PLAIN_WORDS = {
     "string_too_short": "is empty.",
     "string_too_long": "is longer than {max_length} characters.",
     "too_short": "is empty.",
+    "bool_type": "has to be true or false.",
     "int_type": "has to be a whole number.",
     "int_parsing": "has to be a whole number.",
     "int_from_float": "has to be a whole number.",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import (
+    AudienceKey,
     CanvasDeclaration,
     Operation,
     PartState,
     StepDeclaration,
     StepPlan,
+    WhenDeleted,
 )
 from criteo_provider.store.holding import pause, resting_since, resume
 from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version, trouble
@@ -44,6 +46,7 @@ def declare(
     gone = step.c.canvas_id.not_in(kept) & ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
     pause(connection, gone, now_us)
     _forget_launches(connection, kept, now_us)
+    _say_when_deleted(connection, _policies(declarations))
     return plans
 
 
@@ -91,7 +94,7 @@ def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclarat
         step_id = int(connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one())
     else:
         step_id = int(known.id)
-    audience_id = _audience_id(connection, declared)
+    audience_id = _audience_id(connection, declared.audience)
     rested_us = resting_since(known.paused_us, known.held_us) if known is not None else None
     version_id = _version_id(connection, step_id, audience_id, declared, now_us)
     connection.execute(
@@ -146,25 +149,34 @@ def _forget_launches(connection: Connection, kept: Collection[str], now_us: int)
         close_trouble(connection, "launch", canvas_id, now_us=now_us)
 
 
-def _audience_id(connection: Connection, declared: StepDeclaration) -> int:
-    key = declared.audience
+def _audience_id(connection: Connection, key: AudienceKey) -> int:
     where = (
         audience.c.connection_id == key.connection_id,
         audience.c.ad_account == key.ad_account,
         audience.c.name == key.name,
     )
-    found = connection.execute(select(audience.c.id, audience.c.when_deleted).where(*where)).one_or_none()
+    found = connection.execute(select(audience.c.id).where(*where)).scalar()
     if found is None:
-        values = {
-            "connection_id": key.connection_id,
-            "ad_account": key.ad_account,
-            "name": key.name,
-            "when_deleted": declared.when_deleted,
-        }
-        return int(connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one())
-    if found.when_deleted != declared.when_deleted:
-        connection.execute(update(audience).where(*where).values(when_deleted=declared.when_deleted))
-    return int(found.id)
+        values = {"connection_id": key.connection_id, "ad_account": key.ad_account, "name": key.name}
+        found = connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one()
+    return int(found)
+
+
+def _policies(declarations: Sequence[CanvasDeclaration]) -> dict[AudienceKey, WhenDeleted]:
+    """What becomes of deleted audiences; a step that says nothing leaves it to the others, and at last they wait."""
+    steps = [one for declaration in declarations for one in declaration.steps]
+    policies = {one.audience: WhenDeleted.WAIT for one in steps}
+    policies.update({one.audience: one.when_deleted for one in steps if one.when_deleted is not None})
+    return policies
+
+
+def _say_when_deleted(connection: Connection, policies: Mapping[AudienceKey, WhenDeleted]) -> None:
+    columns = (audience.c[name] for name in ("id", "connection_id", "ad_account", "name", "when_deleted"))
+    for row in connection.execute(select(*columns)).all():
+        policy = policies.get(AudienceKey(row.connection_id, row.ad_account, row.name))
+        if policy is not None and policy.value != row.when_deleted:
+            changed = update(audience).where(audience.c.id == row.id)
+            connection.execute(changed.values(when_deleted=policy.value, resolver_until_us=0))
 
 
 def creators(connection: Connection, audience_id: int) -> bool:

@@ -23,7 +23,7 @@ from criteo_provider.core.model import (
 from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
-from criteo_provider.store import alarms, declare, earlier, intents, laws, metrics, seal, settle, streams, troubles
+from criteo_provider.store import alarms, declare, earlier, gone, intents, laws, metrics, seal, settle, streams, troubles
 from criteo_provider.store import claim as claiming
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, unwritable, writing
@@ -213,7 +213,7 @@ class Ledger:
             settle.set_right(connection, now_us=now_us)
             settle.revive(connection, now_us=now_us)
             settle.start_clocks(connection, now_us=now_us)
-            return settle.expire(connection, now_us=now_us)
+            return gone.give_up(connection, now_us=now_us) + settle.expire(connection, now_us=now_us)
 
         return self._write(verb)
 
@@ -242,6 +242,15 @@ class Ledger:
 
         return self._write(verb)
 
+    def deleted_audiences(
+        self, connection_id: str, ad_accounts: Collection[str], *, now_us: int
+    ) -> list[tuple[int, str, str, bool, str]]:
+        """Lease the deleted audiences to be looked for now: (id, ad account, name, may create, Criteo id of before)."""
+        with self.engine.connect() as connection:
+            if not gone.any_gone(connection, connection_id):
+                return []
+        return self._write(lambda connection: gone.to_look_for(connection, connection_id, ad_accounts, now_us=now_us))
+
     def give_back_audiences(self, audience_ids: Collection[int]) -> None:
         """Let others look for these audiences again at once."""
         given_back = update(audience).where(audience.c.id.in_(audience_ids)).values(resolver_until_us=0)
@@ -254,7 +263,9 @@ class Ledger:
             row = connection.execute(
                 update(audience)
                 .where(audience.c.id == audience_id)
-                .values(criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0)
+                .values(
+                    criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0, gone_us=None
+                )
                 .returning(audience.c.connection_id, audience.c.ad_account)
             ).one()
             troubles.heal(connection, audience_id, row.connection_id, row.ad_account, now_us=now_us)

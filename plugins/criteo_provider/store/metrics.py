@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
 
-from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status
+from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status, WhenDeleted
 from criteo_provider.core.standing import counts, fold
 from criteo_provider.store.claim import sendable
 from criteo_provider.store.clock import FURTHEST_US
@@ -58,12 +58,13 @@ class OpenWork:
     unresolved: int
     overdue: int  # what only a sweep sets right
     next_due_us: int | None
+    doomed: int = 0  # to be given up by a sweep, their audience being deleted
 
     def anything_due(self, role: Role) -> bool:
         """Tell whether ``role`` has something to do now."""
         if role is Role.RETRY:
-            return bool(self.due_retry)
-        return bool(self.due_fresh or self.due_steps or self.unresolved)
+            return bool(self.due_retry or self.doomed)
+        return bool(self.doomed or self.due_fresh or self.due_steps or self.unresolved)
 
 
 def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
@@ -161,6 +162,7 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
         next_due_us=connection.execute(
             select(func.min(part.c.due_us)).where(part.c.state == PartState.OPEN)
         ).scalar_one(),
+        doomed=_doomed(connection),
     )
 
 
@@ -180,6 +182,16 @@ def full_requests_waiting(connection: Connection, *, now_us: int) -> int:
     )
     people = int(connection.execute(query).scalar_one())
     return -(-people // MAX_IDENTIFIERS)
+
+
+def _doomed(connection: Connection) -> int:
+    """Count the open parts of deleted audiences whose steps give their people up."""
+    failing = select(audience.c.id).where(audience.c.gone_us.is_not(None), audience.c.when_deleted == WhenDeleted.FAIL)
+    if connection.execute(failing.limit(1)).first() is None:
+        return 0
+    query = select(func.count()).select_from(part).join(step, step.c.id == part.c.step_id)
+    which = part.c.state == PartState.OPEN, part.c.audience_id.in_(failing), at_work()
+    return int(connection.execute(query.where(*which)).scalar_one())
 
 
 def stopped(now_us: int) -> ColumnElement[bool]:

@@ -20,6 +20,7 @@ from criteo_provider.core.outcome import (
 )
 from criteo_provider.core.spans import from_ordinals, size
 from criteo_provider.store.alarms import gave_up
+from criteo_provider.store import gone
 from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split
@@ -56,8 +57,13 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
         case AccessLost():
             reopen(connection, rows, now_us, reason=outcome.sentence)
             _stop(connection, claimed, outcome.scope, outcome, now_us)
+        case AudienceGone() if gone.is_another_by_now(connection, claimed):
+            reopen(connection, rows, now_us, attempts_back=1)
         case AudienceGone():
-            reopen(connection, rows, now_us, reason=outcome.sentence)
+            if given_up := gone.mark(connection, claimed.audience_id, now_us):
+                close(connection, rows, given_up)
+            else:
+                reopen(connection, rows, now_us, reason=outcome.sentence)
             _stop(connection, claimed, "audience", outcome, now_us)
         case Refused():
             narrow(connection, claimed, rows, outcome.code, outcome.sentence, now_us, jitter)

@@ -146,6 +146,8 @@ def heal(connection: Connection, audience_id: int, connection_id: str, ad_accoun
     """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
     for scope, key in keys_of(audience_id, connection_id, ad_account).items():
         close_trouble(connection, scope, key, now_us=now_us, but=BY_CHOICE)
+    back = update(audience).where(audience.c.id == audience_id, audience.c.gone_us.is_not(None))
+    connection.execute(back.values(gone_us=None))
 
 
 def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:

@@ -1,0 +1,104 @@
+"""Gone: audiences Criteo does not know any more, who waits for them, and who is given up because their file says so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, or_, select, update
+
+from criteo_provider.core.model import ClaimedRequest, PartState, WhenDeleted
+from criteo_provider.store.clock import is_over
+from criteo_provider.store.declare import creators
+from criteo_provider.store.holding import at_work
+from criteo_provider.store.metrics import troubled
+from criteo_provider.store.schema import audience, part, step, step_version, trouble
+from criteo_provider.store.standings import refold, slices
+from criteo_provider.store.troubles import is_holding
+
+# How often a name is looked for again: what is to be made anew soon, what somebody has to restore less often.
+LOOK_AGAIN_US = {WhenDeleted.RECREATE: 120_000_000, WhenDeleted.WAIT: 900_000_000, WhenDeleted.FAIL: 900_000_000}
+
+
+def any_gone(connection: Connection, connection_id: str) -> bool:
+    """Tell whether a connection has deleted audiences."""
+    query = select(audience.c.id).where(audience.c.connection_id == connection_id, audience.c.gone_us.is_not(None))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def to_look_for(
+    connection: Connection, connection_id: str, ad_accounts: Collection[str], *, now_us: int
+) -> list[tuple[int, str, str, bool, str]]:
+    """Lease the deleted audiences that are to be looked for by name now."""
+    wanted = or_(
+        audience.c.id.in_(select(part.c.audience_id).where(part.c.state == PartState.OPEN)),
+        audience.c.id.in_(
+            select(step_version.c.audience_id).join(step, step.c.version_id == step_version.c.id).where(at_work())
+        ),
+    )
+    rows = connection.execute(
+        select(audience).where(
+            audience.c.connection_id == connection_id,
+            audience.c.ad_account.in_(ad_accounts),
+            audience.c.gone_us.is_not(None),
+            is_over(audience.c.resolver_until_us, now_us),
+            wanted,
+            ~troubled(is_holding(now_us), trouble.c.scope != "audience"),
+        )
+    ).all()
+    found = []
+    for row in rows:
+        policy = WhenDeleted(row.when_deleted)
+        lease = update(audience).where(audience.c.id == row.id)
+        connection.execute(lease.values(resolver_until_us=now_us + LOOK_AGAIN_US[policy]))
+        may_create = policy is WhenDeleted.RECREATE and creators(connection, row.id)
+        found.append((int(row.id), str(row.ad_account), str(row.name), may_create, str(row.criteo_id)))
+    return found
+
+
+def is_another_by_now(connection: Connection, claimed: ClaimedRequest) -> bool:
+    """Tell whether an audience was found under another id since a request was claimed."""
+    known = connection.execute(select(audience.c.criteo_id).where(audience.c.id == claimed.audience_id)).scalar()
+    return bool(known != claimed.criteo_id)
+
+
+def mark(connection: Connection, audience_id: int, now_us: int) -> dict[str, object] | None:
+    """Remember that Criteo does not know an audience any more; return what becomes of its parts if they are given up."""
+    row = connection.execute(
+        update(audience)
+        .where(audience.c.id == audience_id)
+        .values(gone_us=func.coalesce(audience.c.gone_us, now_us))
+        .returning(audience.c.when_deleted, audience.c.name)
+    ).one()
+    return _given_up(row.name, now_us) if WhenDeleted(row.when_deleted) is WhenDeleted.FAIL else None
+
+
+def _given_up(name: str, now_us: int) -> dict[str, object]:
+    """What becomes of parts whose file says `when_deleted: fail`: their patience ends now."""
+    reason = f"Audience “{name}” is not at Criteo any more, and its step says when_deleted: fail."
+    return {"state": PartState.ERRORED, "reason": reason, "deadline_us": now_us, "request_id": None}
+
+
+def give_up(connection: Connection, *, now_us: int) -> int:
+    """Record as Errored who came to a deleted audience whose step says `fail`; return how many parts that were."""
+    stage_ids: set[int] = set()
+    parts = 0
+    for row in _failing(connection):
+        query = select(part.c.id).join(step, step.c.id == part.c.step_id)
+        which = part.c.state == PartState.OPEN, part.c.audience_id == row.id, at_work()
+        for ids in slices(sorted(connection.execute(query.where(*which).limit(5_000)).scalars())):
+            ended = update(part).where(part.c.id.in_(ids), part.c.state == PartState.OPEN)
+            touched = list(
+                connection.execute(ended.values(**_given_up(row.name, now_us)).returning(part.c.stage_id)).scalars()
+            )
+            stage_ids.update(touched)
+            parts += len(touched)
+    refold(connection, stage_ids, cause="audience deleted", now_us=now_us)
+    return parts
+
+
+def _failing(connection: Connection) -> Sequence[Any]:
+    query = select(audience.c.id, audience.c.name).where(
+        audience.c.gone_us.is_not(None), audience.c.when_deleted == WhenDeleted.FAIL.value
+    )
+    return connection.execute(query).all()
