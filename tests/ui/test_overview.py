@@ -10,10 +10,12 @@ import pytest
 from criteo_provider.core.model import Metric
 from criteo_provider.settings.load import Canvases, load_canvases
 from criteo_provider.settings.problems import Problem
+from criteo_provider.store.launches import LastPreflight
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.ui.directory import Directory, Place
 from criteo_provider.ui.meanings import MEANINGS
 from criteo_provider.ui.overview import Overview, Trouble, overview, state_of
+from criteo_provider.wiring.findings import found, to_json
 from tests.ui import scene
 
 NOW_US = 1_800_000_000_000_000
@@ -41,6 +43,13 @@ def shown(*troubles: Trouble, files: Canvases = NO_FILES, place: Place = PLACE, 
         ({}, "waiting", "waiting for its first people"),
         ({"waiting": 5}, "waiting", "waiting for a delay to end"),
         ({"entered": 5, "pending": 1}, "waiting", "waiting for Criteo to accept people"),
+        ({"paused": True}, "paused", "paused in its file"),
+        (
+            {"paused": True, "entered": 5, "pending": 5},
+            "paused",
+            "paused in its file: 5 people are held, and no clock runs. Remove `paused` to let them go on.",
+        ),
+        ({"declared": False, "paused": True}, "paused", "paused (no longer declared)"),
         ({"declared": False}, "paused", "paused (no longer declared)"),
         (
             {"declared": False, "pending": 1_000, "waiting": 2},
@@ -90,6 +99,8 @@ def test_troubles_reach_as_far_as_their_scope(scope: str, key: str, concerned: b
         ("audience", "7", "Audience “Shoppers” in ad account 1001"),
         ("source", "offer", "Source of canvas Offer"),
         ("source", "unknown", "Source of canvas unknown"),
+        ("launch", "offer", "Launch of canvas Offer"),
+        ("quota", "criteo_default/1001", "Ad account 1001"),
     ],
 )
 def test_troubles_are_named(scope: str, key: str, where: str) -> None:
@@ -162,3 +173,23 @@ def test_all_seven_numbers_are_explained() -> None:
     assert set(MEANINGS) == set(Metric)
     (canvas,) = shown().canvases
     assert canvas.steps[0].numbers == {metric.name.lower(): 0 for metric in Metric}
+
+
+def test_a_canvas_that_is_not_launched() -> None:
+    """It says so, and shows what its last preflight found: each with what, mend and why."""
+    finding = found("no-permission", "ad account 1001", conn_id="criteo_default", ad_account="1001")
+    last = LastPreflight(NOW_US, "stamp", to_json([finding]))
+    place = replace(PLACE, launched=False)
+    directory = Directory({("offer", "add_them"): place}, {7: ("Shoppers", "1001")}, {"offer": last})
+    (canvas,) = overview(NO_FILES, [STEP], directory, (), files_are_here=True, now_us=NOW_US).canvases
+    assert canvas.notes == ("Not launched: nothing is read before its preflight finds nothing to mend.",)
+    assert canvas.steps[0].state.text == "waiting for the canvas to be launched"
+    assert canvas.findings == (f"failure: {finding.what} {finding.mend} {finding.why}",)
+    assert canvas.checked is not None
+
+
+def test_findings_of_another_release_are_left_out() -> None:
+    """A page is not broken by what it does not understand."""
+    directory = Directory({("offer", "add_them"): PLACE}, {}, {"offer": LastPreflight(NOW_US, "", '[{"old": 1}]')})
+    (canvas,) = overview(NO_FILES, [STEP], directory, (), files_are_here=True, now_us=NOW_US).canvases
+    assert canvas.findings == ()

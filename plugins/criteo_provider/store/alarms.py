@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select, update
 
 from criteo_provider.core.model import PartState
+from criteo_provider.store.holding import at_work
 from criteo_provider.store.metrics import troubled
 from criteo_provider.store.schema import audience, canvas, news, part, stage, step, trouble
 from criteo_provider.store.standings import slices
@@ -74,7 +75,7 @@ def _late(connection: Connection, before_us: int) -> dict[str, str]:
         .join(step, step.c.id == part.c.step_id)
         .join(audience, audience.c.id == part.c.audience_id)
         .join(stage, stage.c.id == part.c.stage_id)
-        .where(part.c.state == PartState.OPEN, stage.c.enters_us < before_us, step.c.declared, ~troubled())
+        .where(part.c.state == PartState.OPEN, stage.c.enters_us < before_us, at_work(), ~troubled())
         .group_by(step.c.canvas_id)
     )
     return {
@@ -94,7 +95,9 @@ def take(connection: Connection, *, now_us: int) -> list[News]:
     if not rows:
         return []
     audiences = {str(row.id): row.name for row in connection.execute(select(audience.c.id, audience.c.name))}
-    broken = {(row.scope, row.key) for row in connection.execute(select(trouble.c.scope, trouble.c.key))}
+    # An ad account that is nearly full is told, and breaks nothing.
+    open_now = select(trouble.c.scope, trouble.c.key).where(trouble.c.scope != "quota")
+    broken = {(row.scope, row.key) for row in connection.execute(open_now)}
     return [
         News(row.id, sentence_of(row, audiences), bool(row.began) and (row.scope, row.key) in broken)
         for row in sorted(rows, key=lambda row: row.id)

@@ -63,7 +63,7 @@ def is_another_by_now(connection: Connection, claimed: ClaimedRequest) -> bool:
 
 
 def mark(connection: Connection, audience_id: int, now_us: int) -> dict[str, object] | None:
-    """Remember that Criteo does not know an audience any more; return what becomes of parts that are given up for it."""
+    """Remember that Criteo does not know an audience any more; return what becomes of parts given up for it."""
     row = connection.execute(
         update(audience)
         .where(audience.c.id == audience_id)

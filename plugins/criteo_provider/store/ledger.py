@@ -23,7 +23,19 @@ from criteo_provider.core.model import (
 from criteo_provider.core.outcome import Outcome
 from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
-from criteo_provider.store import alarms, declare, earlier, gone, intents, laws, metrics, seal, settle, streams, troubles
+from criteo_provider.store import (
+    alarms,
+    declare,
+    earlier,
+    gone,
+    intents,
+    laws,
+    metrics,
+    seal,
+    settle,
+    streams,
+    troubles,
+)
 from criteo_provider.store import claim as claiming
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, unwritable, writing

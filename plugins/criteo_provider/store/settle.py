@@ -19,8 +19,8 @@ from criteo_provider.core.outcome import (
     Unavailable,
 )
 from criteo_provider.core.spans import from_ordinals, size
-from criteo_provider.store.alarms import gave_up
 from criteo_provider.store import gone
+from criteo_provider.store.alarms import gave_up
 from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split

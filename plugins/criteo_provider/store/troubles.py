@@ -131,6 +131,10 @@ def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
             return f"Over: nobody of canvas {row.key} was given up for an hour."
         case "late", _:
             return f"Over: the users of canvas {row.key} are on time again."
+        case "quota", True:
+            return str(row.sentence)
+        case "quota", _:
+            return f"Over: ad account {row.key.partition('/')[2]} has room for new audiences again."
         case "launch", True:
             return f"Canvas {row.key} is not launched: {row.sentence}"
         case "launch", _:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, select
 
 from criteo_provider.store.engine import reading
+from criteo_provider.store.launches import LastPreflight, Launches
 from criteo_provider.store.schema import audience, canvas, step, step_version
 
 
@@ -20,14 +21,16 @@ class Place:
     connection_id: str
     audience_id: int
     criteo_id: str | None
+    launched: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """The places of all steps by (canvas id, step id), and the audiences (name, ad account) by their ledger id."""
+    """The places of steps by (canvas id, step id), audiences (name, ad account) by ledger id, and last preflights."""
 
     places: dict[tuple[str, str], Place]
     audiences: dict[int, tuple[str, str]]
+    preflights: dict[str, LastPreflight] = field(default_factory=dict)
 
 
 def read_directory(engine: Engine) -> Directory:
@@ -42,6 +45,7 @@ def read_directory(engine: Engine) -> Directory:
             audience.c.connection_id,
             audience.c.id.label("audience_id"),
             audience.c.criteo_id,
+            canvas.c.launched_us.is_not(None),
         )
         .join(canvas, canvas.c.id == step.c.canvas_id)
         .join(step_version, step_version.c.id == step.c.version_id)
@@ -50,4 +54,5 @@ def read_directory(engine: Engine) -> Directory:
     with reading(engine) as connection:
         places = {(row.canvas_id, row.name): Place(*row[2:]) for row in connection.execute(steps)}
         named = connection.execute(select(audience.c.id, audience.c.name, audience.c.ad_account))
-        return Directory(places, {row.id: (row.name, row.ad_account) for row in named})
+        audiences = {row.id: (row.name, row.ad_account) for row in named}
+    return Directory(places, audiences, Launches(engine).last())

@@ -14,6 +14,7 @@ from criteo_provider.settings.load import Canvases
 from criteo_provider.settings.problems import Problem
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.ui.directory import Directory, Place
+from criteo_provider.wiring.findings import from_json
 
 SYNC_DAG = "criteo_audience_sync"
 
@@ -23,7 +24,7 @@ class Trouble:
     """An open trouble of the ledger; times are microseconds since the epoch.
 
     ``key`` says which one of its ``scope``: for connection the connection id, for ad_account "connection id/ad
-    account", for audience its id in the ledger, for source the canvas id.
+    account" (for quota too), for audience its id in the ledger, for source and launch the canvas id.
     """
 
     scope: str
@@ -69,13 +70,15 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class CanvasRow:
-    """One canvas with its steps; ``notes`` are sentences that concern all of it."""
+    """One canvas with its steps; ``notes`` are sentences that concern all of it, ``findings`` its last preflight's."""
 
     id: str
     name: str
     owner: str
     notes: tuple[str, ...]
     steps: tuple[StepRow, ...]
+    checked: datetime | None = None
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,13 @@ def state_of(step: StepNumbers, place: Place, troubles: Iterable[Trouble]) -> St
         command = f"`airflow criteo drop {step.canvas} {step.step}`"
         mend = f": {held:,} people are held. Declare the step again, or give them up with {command}." if held else ""
         return State("paused", f"paused (no longer declared){mend}")
+    if step.paused:
+        mend = f": {step.pending:,} people are held, and no clock runs. Remove `paused` to let them go on."
+        return State("paused", "paused in its file" + (mend if step.pending else ""))
     if sentences:
         return State("trouble", " ".join(sentences))
+    if not place.launched:
+        return State("waiting", "waiting for the canvas to be launched")
     if step.pending and place.criteo_id is None:
         return State("waiting", "waiting for its audience to be found or created at Criteo")
     if step.pending:
@@ -160,10 +168,15 @@ def _canvas(
         notes.append("Nobody new enters: its source cannot be read. People who entered before go on.")
     if not place.canvas_declared:
         notes.append("No longer declared: its file is gone. Put it back to let its people go on.")
+    if not place.launched:
+        notes.append("Not launched: nothing is read before its preflight finds nothing to mend.")
     rows = [_step(step, _place(directory, step), troubles) for step in steps]
     new = {step.id for step in file.audience_steps} - {step.step for step in steps} if file else set()
     rows += [_new_step(step) for step in (file.audience_steps if file else ()) if step.id in new]
-    return CanvasRow(canvas_id, place.canvas_name, place.owner, tuple(notes), tuple(rows))
+    last = directory.preflights.get(canvas_id)
+    findings = tuple(f"{one.severity}: {one} {one.why}" for one in from_json(last.findings)) if last else ()
+    checked = _time(last.at_us) if last else None
+    return CanvasRow(canvas_id, place.canvas_name, place.owner, tuple(notes), tuple(rows), checked, findings)
 
 
 def _not_launched(canvas: Canvas) -> CanvasRow:
@@ -215,6 +228,10 @@ def _where(trouble: Trouble, canvas_names: Mapping[str, str], directory: Directo
         case "ad_account":
             conn_id, _, ad_account = trouble.key.partition("/")
             return f"Ad account {ad_account} (connection {conn_id})"
+        case "launch":
+            return f"Launch of canvas {canvas_names.get(trouble.key, trouble.key)}"
+        case "quota":
+            return f"Ad account {trouble.key.partition('/')[2]}"
         case "audience":
             name, ad_account = directory.audiences[int(trouble.key)]
             return f"Audience “{name}” in ad account {ad_account}"

@@ -60,6 +60,9 @@ function fillCanvas(row, canvas) {
   say(part(row, "name"), canvas.name);
   say(part(row, "owner"), `owner ${canvas.owner}`);
   say(part(row, "note"), canvas.notes.join(" "));
+  const found = canvas.findings.length ? plural(canvas.findings.length, "finding", "findings") : "nothing to mend";
+  say(part(row, "checked"), canvas.checked ? `Last preflight ${shortClock.format(new Date(canvas.checked))}: ${found}.` : "");
+  fillList(part(row, "findings"), canvas.findings, () => document.createElement("li"), say);
 }
 
 function fillStep(row, step) {
