@@ -39,10 +39,10 @@ backfill: $(INSTALLED) ## while `make run` is up: add a million people to the ex
 	@.venv/bin/python include/example_data.py add 1000000
 
 test: $(INSTALLED) $(ORACLE) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
-	@pytest -n 2 $(T)
+	@pytest -n 2 --schedules 10000 $(T)
 
 fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
-	@pytest tests/core tests/flow tests/store -m "not slow" -k "not postgres" $(T)
+	@pytest tests/core tests/flow tests/store tests/simulator -m "not slow" -k "not postgres" $(T)
 
 check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
 	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile

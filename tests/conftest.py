@@ -27,6 +27,11 @@ os.environ.update(
 from tests.postgres import PostgresServer, fresh_database, running_postgres  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much is told in `tests/simulator`."""
+    parser.addoption("--schedules", type=int, default=100, help="how many stories the simulator tells (CI: 10000)")
+
+
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:
     """URL of a PostgreSQL server for this test process: `CRITEO_TEST_PG` if set, else an embedded one.

@@ -45,7 +45,13 @@ def writing(engine: Engine) -> Iterator[Connection]:
         except BaseException:
             connection.rollback()
             raise
-        connection.commit()
+        try:
+            connection.commit()
+        except BaseException:
+            # A COMMIT that fails may leave its transaction open, and SQLAlchemy takes it for ended: nobody else may
+            # get this connection.
+            connection.invalidate()
+            raise
 
 
 @contextmanager

@@ -1,0 +1,242 @@
+"""The ledgers of stories: a template copied for each, in memory on SQLite, and what goes wrong with databases."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import msgspec
+import psycopg
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+from criteo_provider.core.model import CanvasDeclaration, PartState, StepPlan
+from criteo_provider.store.engine import open_engine
+from criteo_provider.store.ledger import Ledger
+from criteo_provider.store.migrate import upgrade
+from criteo_provider.store.schema import metadata
+from tests.simulator.oracle import PartRow, Place, Stored
+from tests.simulator.threads import START_US
+
+Plans = dict[str, tuple[StepPlan, ...]]
+
+_PARTS = "SELECT stage_id, form, spans, state, reason, deadline_us FROM part"
+_VIEW = "SELECT step, chunk_id, ordinal, status FROM user_status"
+_METRICS = "SELECT step_id, metric, sum(value) FROM metric GROUP BY step_id, metric"
+_NEWEST = "SELECT step_id, chunk_id, id FROM stage WHERE chunk_id = (SELECT max(id) FROM chunk)"
+_OVERDUE = (
+    "SELECT count(*) FROM part JOIN step ON step.id = part.step_id "
+    "WHERE part.state = 1 AND part.deadline_us <= {now} AND step.declared"
+)
+_UNFINISHED = "SELECT EXISTS (SELECT 1 FROM part WHERE state <= 2)"
+_UNENTERED = "SELECT EXISTS (SELECT 1 FROM stage WHERE state = 0)"
+_DUE = """
+SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now} AND attempts < 3),
+    EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now} AND attempts >= 3),
+    EXISTS (SELECT 1 FROM stage WHERE state = 0 AND enters_us <= {now})
+    OR EXISTS (SELECT 1 FROM part WHERE state = 1 AND deadline_us <= {now})
+    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < {now}),
+    EXISTS (SELECT 1 FROM part JOIN audience ON audience.id = part.audience_id
+            WHERE state = 1 AND audience.criteo_id IS NULL)
+"""
+_ANYTHING_DUE = """
+SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now})
+    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < {now})
+"""
+# When something may happen next that cannot happen now.
+_NEXT = """
+SELECT min(at_us) FROM (
+    SELECT due_us AS at_us FROM part WHERE state = 1
+    UNION ALL SELECT deadline_us FROM part WHERE state = 1
+    UNION ALL SELECT lease_until_us + 1 FROM request WHERE state IN ('in_flight', 'unknown')
+    UNION ALL SELECT enters_us FROM stage WHERE state = 0
+    UNION ALL SELECT next_probe_us FROM trouble
+    UNION ALL SELECT resolver_until_us FROM audience
+    UNION ALL SELECT turn_until_us + 1 FROM audience
+) AS moments WHERE at_us > {now}
+"""
+
+
+class DatabaseTrouble(Exception):
+    """What a database did, in a story; ``sqlstate`` as PostgreSQL would name it."""
+
+    def __init__(self, what: str, sqlstate: str | None = None) -> None:
+        super().__init__(what)
+        self.sqlstate = sqlstate
+
+
+class Due(NamedTuple):
+    """What could be done now, by kind."""
+
+    fresh: bool
+    retry: bool
+    keep: bool
+    unresolved: bool
+
+
+class Database:
+    """One engine, on which one story after the other is told."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.trouble: str | None = None
+        event.listen(engine, "commit", self._committing)
+
+    def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
+        """A ledger that knows these canvases and nobody in them."""
+        raise NotImplementedError
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Read, past everything the ledger's own code does."""
+        raise NotImplementedError
+
+    def has_changed(self) -> bool:
+        """Whether anything may have been written since this was last asked."""
+        raise NotImplementedError
+
+    def stored(self, stage_of: dict[tuple[int, str], int]) -> Stored:
+        """Read what is stored about people."""
+        parts = [
+            PartRow(_places(*whose), PartState(state), reason, deadline_us)
+            for *whose, state, reason, deadline_us in self.rows(_PARTS)
+        ]
+        view = {(stage_of[chunk, step], int(ordinal)): status for step, chunk, ordinal, status in self.rows(_VIEW)}
+        return Stored(parts, view, {(step, name): int(value) for step, name, value in self.rows(_METRICS)})
+
+    def newest_stages(self) -> dict[int, tuple[int, int]]:
+        """The stages of the newest chunk by step: chunk and stage."""
+        return {step: (chunk, stage) for step, chunk, stage in self.rows(_NEWEST)}
+
+    def overdue(self, now_us: int) -> int:
+        """How many open parts are past their deadline."""
+        return int(self.rows(_OVERDUE.format(now=now_us))[0][0])
+
+    def due(self, now_us: int) -> Due:
+        """What could be done now."""
+        return Due(*map(bool, self.rows(_DUE.format(now=now_us))[0]))
+
+    def anything_due(self, now_us: int) -> bool:
+        """Whether an uploader could find anything: somebody due, or held by a claim that is over."""
+        return bool(self.rows(_ANYTHING_DUE.format(now=now_us))[0][0])
+
+    def next_us(self, now_us: int) -> int | None:
+        """When to go on; None when everybody is settled."""
+        if not self.rows(_UNFINISHED)[0][0] and not self.rows(_UNENTERED)[0][0]:
+            return None
+        found = self.rows(_NEXT.format(now=now_us))[0][0]
+        return int(found) if found is not None else now_us + 1_000_000
+
+    def criteo_ids(self) -> dict[int, str | None]:
+        """Under which id Criteo knows each audience."""
+        return dict(self.rows("SELECT id, criteo_id FROM audience"))
+
+    @contextmanager
+    def in_trouble(self, trouble: str | None) -> Iterator[None]:
+        """Let something go wrong with the next transaction that writes."""
+        self.trouble = trouble if trouble != "answer lost" else None
+        if trouble == "busy":
+            self.trouble = None
+            raise self.error("database is locked")
+        try:
+            yield
+        finally:
+            self.trouble = None
+
+    @staticmethod
+    def error(what: str, sqlstate: str | None = None) -> OperationalError:
+        """What SQLAlchemy would raise."""
+        return OperationalError("in a story", None, DatabaseTrouble(what, sqlstate))
+
+    def _committing(self, _connection: Any) -> None:
+        trouble, self.trouble = self.trouble, None
+        if trouble == "disk full":
+            raise self.error(trouble)
+        if trouble == "serialization":
+            raise self.error(trouble, "40001")
+
+
+def _launched(ledger: Ledger, declarations: Sequence[CanvasDeclaration]) -> Plans:
+    plans = ledger.declare(declarations, now_us=START_US)
+    for canvas_id in ledger.launches.unlaunched():
+        ledger.launches.launched(canvas_id, "", "[]", now_us=START_US)
+    return plans
+
+
+def _places(stage_id: int, form: str, spans: str) -> list[Place]:
+    return [(stage_id, form, ordinal) for first, last in msgspec.json.decode(spans) for ordinal in range(first, last)]
+
+
+class Kept(sqlite3.Connection):
+    """A connection that outlives its pool's patience: what is in memory would be gone with it."""
+
+    def close(self) -> None:
+        self.rollback()
+
+    def really_close(self) -> None:
+        super().close()
+
+
+def _in_memory(content: bytes = b"") -> Kept:
+    opened = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Kept)
+    if content:
+        opened.deserialize(content)
+    opened.execute("PRAGMA foreign_keys = ON")
+    return opened
+
+
+class InMemory(Database):
+    """SQLite in memory: a story begins on a copy of a migrated file."""
+
+    def __init__(self) -> None:
+        self._file, self._seen = _in_memory(), -1
+        super().__init__(create_engine("sqlite://", creator=lambda: self._file, poolclass=StaticPool))
+        upgrade(self.engine, now_us=START_US)
+        self._template: bytes | None = None
+        self._plans: Plans = {}
+
+    def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
+        ledger = Ledger(self.engine)
+        if self._template is None:
+            self._plans = _launched(ledger, declarations)
+            self._template = self._file.serialize()
+        self.engine.dispose()
+        self._file.really_close()
+        self._file, self._seen = _in_memory(self._template), -1
+        return ledger, dict(self._plans)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self._file.execute(query).fetchall()
+
+    def has_changed(self) -> bool:
+        before, self._seen = self._seen, self._file.total_changes
+        return before != self._seen
+
+
+class OnPostgres(Database):
+    """A PostgreSQL database, emptied for each story."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(open_engine(url, pool_size=2))
+        upgrade(self.engine, now_us=START_US)
+        self._tables = ", ".join(table.name for table in metadata.sorted_tables if table.name != "origin")
+        self._reader = psycopg.connect(url.replace("+psycopg", ""), autocommit=True)
+
+    def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
+        with self.engine.begin() as connection:
+            connection.execute(text(f"TRUNCATE {self._tables} RESTART IDENTITY CASCADE"))
+        ledger = Ledger(self.engine)
+        return ledger, _launched(ledger, declarations)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self._reader.execute(query).fetchall()  # type: ignore[arg-type]
+
+    def has_changed(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self._reader.close()
+        self.engine.dispose()

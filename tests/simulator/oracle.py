@@ -1,0 +1,433 @@
+"""What must be true, worked out from the story alone: one person, one identifier at a time, with no span and no count.
+
+It hears what the ledger was told (people sealed, requests claimed, answers settled), keeps its own books after the
+rules of the design, and compares them with what the ledger stores. It shares no code with what it judges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from criteo_provider.core.identifiers import Form, decode, from_wire
+from criteo_provider.core.model import ClaimedRequest, Operation, PartState, SealedPeople, StepPlan
+from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Outcome, Refused, Unavailable
+
+Place = tuple[int, str, int]  # stage, form, ordinal
+FINAL = (PartState.ACCEPTED, PartState.REFUSED, PartState.ERRORED, PartState.CLOSED)
+PROBES_APART_US = 60_000_000
+
+
+@dataclass(eq=False)
+class Intent:
+    """One identifier of one entry on its way into, or out of, one audience."""
+
+    place: Place
+    step_id: int
+    audience_id: int
+    operation: Operation
+    value: bytes
+    sequence: int
+    enters_us: int
+    reached_us: int | None
+    patience_us: int
+    fate: PartState | None = None  # as Criteo's answers decide it
+    may: set[str] = field(default_factory=set)  # ends it may have come to without an answer
+    tried: bool = False  # whether a request with it was ever claimed
+    clock_us: int | None = None  # when its patience began
+    clock_of: int | None = None  # the request whose claim has begun it
+    stood: PartState = PartState.WAITING  # as the ledger had it last
+
+    @property
+    def form(self) -> str:
+        return self.place[1]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.enters_us, self.sequence
+
+
+@dataclass
+class Step:
+    """One step as the files have it now."""
+
+    canvas_id: str
+    name: str
+    fields: Collection[str]
+    declared: bool = True
+
+
+@dataclass
+class Live:
+    """A request somebody may still settle."""
+
+    claimed: ClaimedRequest
+    places: list[Place]
+
+
+class Oracle:
+    """The books of one story; ``broken`` holds one sentence for each thing that went wrong."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+        self.intents: dict[Place, Intent] = {}
+        self.rivals: dict[tuple[int, str, bytes], list[Intent]] = defaultdict(list)
+        self.people: dict[int, list[str]] = {}  # stage: user keys by ordinal
+        self.step_of: dict[int, int] = {}  # stage: step
+        self.enters: dict[int, tuple[int, bool]] = {}  # stage: when its people reach the step, and whether they have
+        self.steps: dict[int, Step] = {}
+        self.is_last: dict[int, bool] = {}  # stage: whether its step was the last one
+        self.live: dict[int, Live] = {}
+        self.unsure: list[ClaimedRequest] = []  # their answers were lost: in flight until their leases end
+        self.first_trouble_us: int | None = None
+        self.probed: dict[tuple[str, str], int] = {}  # open troubles: when they were last met
+        self.paused_us: int = 0  # a bound of how long anything was paused
+        self.latest_us = 0
+        self.went_back = False  # whether the clock was ever set back: then somebody may have been given up too early
+        self.sealed: dict[str, list[str]] = defaultdict(list)
+        self.counted: set[int] = set()  # requests whose identifiers Criteo has counted, and the sender has read it
+
+    # --- what it hears
+
+    def sealed_people(
+        self,
+        canvas_id: str,
+        people: SealedPeople,
+        plans: Sequence[StepPlan],
+        stages: dict[int, int],
+        now_us: int,
+        patience_us: int,
+    ) -> None:
+        """People entered; ``stages`` names the new stage of each step."""
+        self.sealed[canvas_id] += people.user_keys
+        for plan in plans if people else ():
+            stage_id, enters_us = stages[plan.step_id], now_us + round(plan.delay_s * 1e6)
+            self.people[stage_id], self.step_of[stage_id] = list(people.user_keys), plan.step_id
+            self.enters[stage_id] = enters_us, not plan.delay_s
+            self.is_last[stage_id] = plan.is_last
+            for held in people.forms:
+                if Form(held.form).field not in plan.fields:
+                    continue
+                ordinals = [ordinal for span in held.present for ordinal in range(span.first, span.last)]
+                for ordinal, value in zip(ordinals, decode(held.blob, Form(held.form)), strict=True):
+                    place, reached_us = (stage_id, held.form, ordinal), None if plan.delay_s else now_us
+                    made = Intent(
+                        place, plan.step_id, plan.audience_id, plan.operation, value, len(self.intents), enters_us,
+                        reached_us, patience_us,
+                    )  # fmt: skip
+                    if Form(held.form).field not in self.steps[plan.step_id].fields:
+                        made.may.add("field")
+                    self.intents[place] = made
+                    self.rivals[plan.audience_id, held.form, value].append(made)
+
+    def due_steps_entered(self, now_us: int) -> None:
+        """Delays that are over are over."""
+        for stage_id, (enters_us, entered) in self.enters.items():
+            if not entered and enters_us <= now_us and self.steps[self.step_of[stage_id]].declared:
+                self.enters[stage_id] = enters_us, True
+                for intent in self._of_stage(stage_id):
+                    intent.reached_us = now_us
+
+    def declared(self, steps: dict[int, Step], gone: Collection[int]) -> None:
+        """The files have changed: these steps are declared now, and ``gone`` are not."""
+        self.steps.update(steps)
+        for step_id in gone:
+            self.steps[step_id].declared = False
+        for intent in self.intents.values():
+            step = self.steps[intent.step_id]
+            if step.declared and intent.fate is None and Form(intent.form).field not in step.fields:
+                intent.may.add("field")
+
+    def dropped(self, step_id: int) -> None:
+        """A person has given up whoever is held in a step no file declares."""
+        for intent in self.intents.values():
+            if intent.step_id == step_id and intent.fate is None:
+                intent.may.add("dropped")
+
+    def claimed(self, claimed: ClaimedRequest, now_us: int) -> None:
+        """A request may fly, beside all that is in the air."""
+        self.leases_ended(now_us)
+        places = [
+            (one.stage_id, one.form, ordinal)
+            for one in claimed.parts
+            for span in one.spans
+            for ordinal in range(span.first, span.last)
+        ]
+        in_air = [one.claimed for one in self.live.values()] + self.unsure
+        for other in in_air:
+            if other.lease_until_us < now_us or other.audience_id != claimed.audience_id:
+                continue
+            if other.operation is not claimed.operation:
+                self.broken.append("Two opposite signs of one audience are in flight at once.")
+        held = {place for one in self.live.values() for place in one.places}
+        if held.intersection(places) or len(set(places)) != len(places):
+            self.broken.append("Somebody is in two requests at once.")
+        for intent in map(self.intents.__getitem__, places):
+            self._may_be_sent(intent, claimed, now_us)
+            intent.tried = True
+            if intent.clock_us is None:
+                intent.clock_us, intent.clock_of = now_us, claimed.request_id
+        self._probes(claimed, now_us)
+        self.live[claimed.request_id] = Live(claimed, places)
+
+    def leases_ended(self, now_us: int) -> None:
+        """Whoever let a lease run out has lost the request."""
+        self.live = {key: one for key, one in self.live.items() if one.claimed.lease_until_us >= now_us}
+        self.unsure = [one for one in self.unsure if one.lease_until_us >= now_us]
+
+    def released(self, claimed: ClaimedRequest) -> None:
+        """A request went back unsent."""
+        live = self.live.pop(claimed.request_id, None)
+        for place in live.places if live else ():
+            intent = self.intents[place]
+            if intent.clock_of == claimed.request_id:
+                intent.clock_us = intent.clock_of = None
+
+    def settled(self, claimed: ClaimedRequest, outcome: Outcome, lost: int, now_us: int) -> None:
+        """An answer was written down."""
+        if isinstance(outcome, Accepted) != (claimed.request_id in self.counted):
+            self.broken.append(f"Request {claimed.request_id} was settled as {outcome.code}, Criteo said otherwise.")
+        live = self.live.pop(claimed.request_id, None)
+        if lost != (0 if live else len(claimed.parts)):
+            self.broken.append(f"Of request {claimed.request_id}, {lost} parts were lost; its claim says otherwise.")
+        if live is None:
+            return
+        if isinstance(outcome, Unavailable) and outcome.maybe_applied:
+            self.unsure.append(claimed)
+        intents = [self.intents[place] for place in live.places]
+        if isinstance(outcome, Accepted):
+            self._accepted(intents, outcome)
+            self._healed(claimed)
+        elif isinstance(outcome, Refused):
+            if len(intents) == 1:
+                intents[0].may.add("refused")
+            self._healed(claimed)
+        elif isinstance(outcome, (AccessLost, AudienceGone)):
+            scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
+            self.trouble_met(scope, _keys(claimed)[scope], now_us, again=not claimed.is_probe)
+
+    def trouble_met(self, scope: str, key: str, now_us: int, *, again: bool) -> None:
+        """Something is known to be broken from now on."""
+        if self.first_trouble_us is None:
+            self.first_trouble_us = now_us
+        if again or (scope, key) not in self.probed:
+            self.probed[scope, key] = now_us
+
+    def trouble_over(self, audience_id: int) -> None:
+        """An audience was found, so all that leads there works."""
+        for key in (("audience", str(audience_id)), ("ad_account", AD_ACCOUNT_KEY), ("connection", CONNECTION)):
+            self.probed.pop(key, None)
+
+    # --- what it compares
+
+    def compare(self, stored: Stored, now_us: int) -> None:
+        """Look at everything the ledger stores about people."""
+        self.latest_us = max(self.latest_us, now_us)
+        seen: dict[Place, PartState] = {}
+        for row in stored.parts:
+            for place in row.places:
+                if place in seen:
+                    self.broken.append(f"Somebody of stage {place[0]} is in two parts of one form.")
+                seen[place] = row.state
+                self._stands(self.intents[place], row, now_us)
+        if seen.keys() != self.intents.keys():
+            self.broken.append("Identifiers were lost, or came from nowhere.")
+        statuses = dict(self._statuses(seen))
+        if stored.view != statuses:
+            wrong = {
+                key: (stored.view.get(key), told) for key, told in statuses.items() if stored.view.get(key) != told
+            }
+            self.broken.append(f"The view of users says (has, should have): {wrong or 'people nobody knows'}")
+        self._metrics(stored, statuses)
+
+    def _stands(self, intent: Intent, row: PartRow, now_us: int) -> None:
+        """Whether an identifier may be where the ledger has it."""
+        before, intent.stood = intent.stood, row.state
+        revived = before is PartState.ERRORED and self.went_back and (row.deadline_us or 0) > now_us
+        if before in FINAL and row.state is not before and not revived:
+            self.broken.append(f"{intent.place} was {before.name} for good and is {row.state.name}.")
+        if not self._allows(intent, row):
+            self.broken.append(
+                f"{intent.place} ({intent.operation}) is {row.state.name} ({row.reason}), and by the story "
+                f"{intent.fate.name if intent.fate else 'open'}, perhaps {sorted(intent.may) or 'nothing else'}."
+            )
+        if row.state in (PartState.OPEN, PartState.CLAIMED):
+            self._patient(intent, row)
+
+    def _allows(self, intent: Intent, row: PartRow) -> bool:
+        match row.state:
+            case PartState.WAITING:
+                return intent.reached_us is None
+            case PartState.OPEN:
+                return intent.reached_us is not None and intent.fate is None and not self._flies(intent)
+            case PartState.CLAIMED:
+                return intent.fate is None and self._flies(intent)
+            case PartState.ACCEPTED:
+                return intent.fate is PartState.ACCEPTED
+            case PartState.REFUSED:
+                return intent.fate is PartState.REFUSED or "refused" in intent.may
+            case PartState.ERRORED:
+                return intent.fate is None and self.latest_us >= self._patience_until(intent)
+            case PartState.CLOSED:
+                return intent.fate is None and self._closed_by(intent, row.reason or "")
+        return False
+
+    def _closed_by(self, intent: Intent, reason: str) -> bool:
+        if "superseded" in reason:
+            return any(self._overtakes(rival, intent) for rival in self._same(intent))
+        return ("field" if "field" in reason else "dropped") in intent.may
+
+    def _patient(self, intent: Intent, row: PartRow) -> None:
+        """The clock of an upload starts at its first attempt, or when it was held back by a known trouble."""
+        if row.deadline_us is not None and row.deadline_us < self._patience_until(intent):
+            self.broken.append(f"{intent.place} is given up too early.")
+        if intent.clock_us is not None and intent.clock_of is not None:
+            until_us = intent.clock_us + intent.patience_us + self.paused_us
+            if row.deadline_us is None or row.deadline_us > until_us:
+                self.broken.append(f"{intent.place} has more patience than its canvas.")
+
+    def _patience_until(self, intent: Intent) -> int:
+        began = [intent.clock_us] if intent.clock_us is not None else []
+        if self.first_trouble_us is not None and intent.reached_us is not None:
+            began.append(max(intent.reached_us, self.first_trouble_us))
+        return min(began, default=1 << 62) + intent.patience_us
+
+    def _may_be_sent(self, intent: Intent, claimed: ClaimedRequest, now_us: int) -> None:
+        step = self.steps[intent.step_id]
+        complaints = {
+            "somebody settled": intent.fate is not None,
+            "somebody who has not reached the step": intent.reached_us is None,
+            "a step no file declares": not step.declared,
+            "a field no longer chosen": Form(intent.form).field not in step.fields,
+            "into another audience": intent.audience_id != claimed.audience_id,
+            "the other way round": intent.operation is not claimed.operation,
+            "somebody given up": intent.clock_us is not None
+            and now_us > intent.clock_us + intent.patience_us + self.paused_us,
+            "somebody whose later intent is done": any(
+                self._overtakes(rival, intent) and rival.fate is PartState.ACCEPTED for rival in self._same(intent)
+            ),
+        }
+        self.broken += [f"Sent: {what} ({intent.place})." for what, is_so in complaints.items() if is_so]
+
+    def _probes(self, claimed: ClaimedRequest, now_us: int) -> None:
+        for key in _keys(claimed).items():
+            met_us = self.probed.get(key)
+            if met_us is not None:
+                if met_us <= now_us < met_us + PROBES_APART_US:
+                    self.broken.append(f"Sent while the {key[0]} is known to be broken.")
+                self.probed[key] = now_us
+
+    def _accepted(self, intents: list[Intent], outcome: Accepted) -> None:
+        named = {from_wire(text, Form(form)) for text in outcome.sample for form in {one.form for one in intents}}
+        refused = [one for one in intents if one.value in named]
+        rest = [one for one in intents if one.value not in named]
+        if outcome.invalid and not outcome.valid:
+            refused, rest = intents, []
+        for one in refused:
+            one.fate = PartState.REFUSED
+        if len({(one.form, one.value) for one in refused}) >= outcome.invalid:
+            for one in rest:
+                one.fate = PartState.ACCEPTED
+        elif len(rest) == 1:
+            rest[0].may.add("refused")
+
+    def _healed(self, claimed: ClaimedRequest) -> None:
+        for key in _keys(claimed).items():
+            self.probed.pop(key, None)
+
+    def _statuses(self, seen: dict[Place, PartState]) -> Iterator[tuple[tuple[int, int], str]]:
+        """One user, several identifiers, one status."""
+        by_person: dict[tuple[int, int], set[PartState]] = defaultdict(set)
+        for (stage_id, _form, ordinal), state in seen.items():
+            by_person[stage_id, ordinal].add(state)
+        for stage_id, keys in self.people.items():
+            if self.enters[stage_id][1]:
+                for ordinal in range(len(keys)):
+                    yield (stage_id, ordinal), status_of(by_person[stage_id, ordinal])
+
+    def _metrics(self, stored: Stored, statuses: dict[tuple[int, int], str]) -> None:
+        """The seven numbers, as sums of what was written down when each changed."""
+        wanted: Counter[tuple[int, str]] = Counter()
+        for (stage_id, _), status in statuses.items():
+            step_id = self.step_of[stage_id]
+            onward = "Exited Canvas" if self.is_last[stage_id] else "Proceeded to Next Step"
+            wanted.update([(step_id, "Entered"), (step_id, onward), (step_id, f"Users {status}")])
+        if {key: value for key, value in stored.metrics.items() if value} != dict(wanted):
+            self.broken.append(f"The numbers are {stored.metrics}, and should be {dict(wanted)}.")
+
+    # --- the end
+
+    def judge(self, lists: dict[int, set[tuple[str, bytes]]]) -> Iterator[str]:
+        """When all is well again: everybody is settled, and each list is the fold of all intents."""
+        for (audience_id, form, value), intents in self.rivals.items():
+            there = (form, value) in lists.get(audience_id, set())
+            reached = sorted((one for one in intents if one.reached_us is not None), key=lambda one: one.order)
+            if any(one.stood not in FINAL for one in intents):
+                yield f"Somebody of audience {audience_id} is still pending: {[one.place for one in intents]}."
+            wanted = [one for one in reached if not one.may & {"field", "dropped"} or one.fate is not None]
+            if wanted and wanted == reached[-len(wanted) :]:
+                yield from self._last_wins(wanted[-1], there=there)
+            if there and not any(one.operation is Operation.ADD and one.tried for one in intents):
+                yield f"Audience {audience_id} holds somebody nobody has sent."
+
+    def _last_wins(self, last: Intent, *, there: bool) -> Iterator[str]:
+        if last.stood is PartState.CLOSED:
+            yield f"The last intent {last.place} was closed."
+        elif last.stood is PartState.ACCEPTED and there is not (last.operation is Operation.ADD):
+            yield f"The last intent {last.place} did not win."
+        elif last.stood is PartState.REFUSED and there:
+            yield f"{last.place} was refused and is in the list."
+
+    # --- how
+
+    def _of_stage(self, stage_id: int) -> Iterator[Intent]:
+        return (one for one in self.intents.values() if one.place[0] == stage_id)
+
+    def _flies(self, intent: Intent) -> bool:
+        return any(intent.place in one.places for one in self.live.values())
+
+    def _same(self, intent: Intent) -> list[Intent]:
+        return self.rivals[intent.audience_id, intent.form, intent.value]
+
+    @staticmethod
+    def _overtakes(rival: Intent, intent: Intent) -> bool:
+        opposite = rival.operation is not intent.operation
+        return opposite and rival.reached_us is not None and rival.order > intent.order
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One part as stored."""
+
+    places: list[Place]
+    state: PartState
+    reason: str | None
+    deadline_us: int | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the ledger stores about people: parts, the view of users by stage and ordinal, sums of metric rows."""
+
+    parts: list[PartRow]
+    view: dict[tuple[int, int], str]
+    metrics: dict[tuple[int, str], int]
+
+
+CONNECTION, AD_ACCOUNT = "criteo_default", "1001"
+AD_ACCOUNT_KEY = f"{CONNECTION}/{AD_ACCOUNT}"
+
+
+def _keys(claimed: ClaimedRequest) -> dict[str, str]:
+    return {"connection": CONNECTION, "ad_account": AD_ACCOUNT_KEY, "audience": str(claimed.audience_id)}
+
+
+def status_of(states: Collection[Any]) -> str:
+    """The status of one user from what became of the identifiers."""
+    if PartState.ACCEPTED in states:
+        return "Synced"
+    if any(state in (PartState.WAITING, PartState.OPEN, PartState.CLAIMED) for state in states):
+        return "Pending"
+    return "Errored" if PartState.ERRORED in states else "Not Synced"

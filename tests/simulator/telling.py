@@ -1,0 +1,448 @@
+"""Telling a story: the real use cases, over the real ledger, by processes whose every step the story chooses."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from criteo_provider.core.eligibility import compile as rule_of
+from criteo_provider.core.errors import LostClaim
+from criteo_provider.core.model import CanvasDeclaration, ClaimedRequest, PartState, Role
+from criteo_provider.core.outcome import Outcome, Trouble, outcome_of, outcome_of_exception
+from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
+from criteo_provider.flow.resolve import resolve_audiences
+from criteo_provider.flow.upload import Upload
+from criteo_provider.store.claim import ClaimTerms
+from criteo_provider.store.clock import FURTHEST_US
+from tests.simulator.criteo import WIRE_S, Criteo, Letter
+from tests.simulator.databases import Database, DatabaseTrouble
+from tests.simulator.oracle import AD_ACCOUNT, CONNECTION, Oracle, Step, status_of
+from tests.simulator.surroundings import (
+    DECLARED,
+    HOUR_S,
+    INVALID,
+    LIMIT,
+    POISON,
+    Courier,
+    Desk,
+    Files,
+    Pacer,
+    Port,
+    Rows,
+    identifiers_of,
+    row_of,
+)
+from tests.simulator.threads import Event, Process, Schedule, in_place_of_real_ones
+
+Story = Sequence[tuple[Any, ...]]
+
+PATIENCE_US = round(13 * HOUR_S * 1e6)
+LEASE_S = WIRE_S + 30
+PROCESSES = {"a": "fresh", "b": "fresh", "c": "retry"}
+FIELDS = (FieldColumn("email", "email"), FieldColumn("madid", "maid"))
+BREAKERS = ("connection", "ad_account", "audience")
+MOVE_NOBODY = ("hold_cursor", "release_cursor", "due_looks", "packed", "first_attempts_wait", "unresolved_audiences")
+MOST_STEPS = 4_000  # a story that takes longer to end is caught in a circle
+
+
+class Broken(AssertionError):
+    """The story went wrong; the text says how."""
+
+
+@dataclass
+class Telling:
+    """One story, being told."""
+
+    database: Database
+    seed: int = 0
+    thorough: bool = True
+    criteo: Criteo = field(default_factory=Criteo)
+    oracle: Oracle = field(default_factory=Oracle)
+    told: int = 0
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.seed)
+        self.pacer = Pacer(self.schedule)
+        self.files = Files()
+        self.ledger, self.plans = self.database.empty_ledger(DECLARED)
+        self.rows = {name: Rows() for name in ("in", "out", "tour")}
+        self.processes: dict[str, Process] = {}
+        self.lives: Counter[str] = Counter()
+        self.next_trouble: str | None = None
+        self.touched = True  # whether anything was done that could move people
+        self.paused: dict[int, int] = {}
+        self.stage_of: dict[tuple[int, str], int] = {}
+        self.criteo.invalid = set().union(*map(identifiers_of, INVALID))
+        self.poison = set().union(*map(identifiers_of, POISON))
+
+    # --- telling
+
+    def tell(self, story: Story) -> None:
+        """Tell it to its end; raise Broken at the first thing that is not as it must be."""
+        logging.disable(logging.CRITICAL)
+        try:
+            with in_place_of_real_ones(self.schedule):
+                self._know(DECLARED)
+                for self.told, (what, *words) in enumerate(story, 1):
+                    getattr(self, f"_{what.replace(' ', '_')}")(*words)
+                    self.look()
+                self.told = len(story) + 1
+                self._heal_and_end()
+        finally:
+            for process in self.processes.values():
+                self.schedule.kill(process)
+            logging.disable(logging.NOTSET)
+
+    # --- what may happen
+
+    def _criteo(self, names: str, poison: bool) -> None:
+        """Criteo names all, one or none of the invalid identifiers, and may refuse what holds a certain one."""
+        self.criteo.names, self.criteo.poison = names, self.poison if poison else set()
+
+    def _rows(self, canvas_id: str, *numbers: int) -> None:
+        """People appear in a source."""
+        self.rows[canvas_id].rows += map(row_of, numbers)
+
+    def _enter(self, name: str, canvas_id: str) -> None:
+        """A process begins to read a source."""
+        if canvas_id in self.plans:
+            process = self._process(name)
+            rule = rule_of({"ads": True})
+            plan = EntryPlan(canvas_id, "person", FIELDS, rule, self.plans[canvas_id])
+            port: Any = Port(self, process)
+            enter = Enter(plan, self.rows[canvas_id], port, lambda: self.schedule.now_us, process.name)
+            self._start(process, enter.tick, Event(self.schedule))
+
+    def _upload(self, name: str) -> None:
+        """A process begins to send what is due, until that is nothing."""
+        process = self._process(name)
+        port: Any = Port(self, process)
+        role = Role(process.role)
+        terms = ClaimTerms(CONNECTION, frozenset({AD_ACCOUNT}), role, process.name, LEASE_S)
+        claim = lambda now_us: port.claim(terms, now_us=now_us)  # noqa: E731
+        upload = Upload(
+            claim, port, self.pacer, Courier(self), lambda: self.schedule.now_us, role=role, request_timeout_s=WIRE_S
+        )
+        # Looking once more when nothing at all is due costs a verb and changes nothing.
+        dry = Event(self.schedule, is_dry=lambda: not self.database.anything_due(self.schedule.now_us))
+        self._start(process, upload.run, dry, lambda: None)
+
+    def _keep(self, name: str) -> None:
+        """A process does its housekeeping."""
+        process = self._process(name)
+        port: Any = Port(self, process)
+
+        def keep() -> None:
+            port.enter_due_steps(now_us=self.schedule.now_us)
+            port.sweep(now_us=self.schedule.now_us)
+
+        self._start(process, keep)
+
+    def _resolve(self, name: str) -> None:
+        """A process looks for the audiences that people wait for."""
+        process = self._process(name)
+        port: Any = Port(self, process)
+        now_us = lambda: self.schedule.now_us  # noqa: E731
+        self._start(process, resolve_audiences, port, Desk(self), CONNECTION, [AD_ACCOUNT], now_us)
+
+    def _step(self, number: int) -> None:
+        """One thread goes on, past one verb."""
+        ready = self.schedule.ready()
+        if ready:
+            self.schedule.go_on(ready[number % len(ready)])
+
+    def _run(self, number: int = 0) -> None:
+        """All threads go on, in turns, until they wait for something."""
+        for turn in range(MOST_STEPS):
+            ready = self.schedule.ready()
+            if not ready:
+                return
+            self.schedule.go_on(ready[(number + turn) % len(ready)])
+            self.look()
+        raise Broken("The processes go round in a circle.")
+
+    def _kill(self, name: str) -> None:
+        """A process dies where it is."""
+        process = self.processes.pop(name, None)
+        if process is not None:
+            self.schedule.kill(process)
+
+    def _freeze(self, name: str) -> None:
+        """A process is stopped, and does not know."""
+        self._process(name).frozen = True
+
+    def _wake(self, name: str) -> None:
+        """A process that was stopped goes on."""
+        self._process(name).frozen = False
+
+    def _answer(self, shape: str) -> None:
+        """The next request nobody has spoken of yet meets this."""
+        self.criteo.next_answers.append(shape)
+
+    def _deliver(self, number: int) -> None:
+        """A request that was slow arrives at Criteo."""
+        self.criteo.deliver(number, now_us=self.schedule.real_us)
+
+    def _weather(self, weather: str | None) -> None:
+        """From now on, all requests meet this."""
+        self.criteo.weather = weather
+
+    def _pass(self, seconds: float) -> None:
+        """Time passes."""
+        self.schedule.pass_time(seconds)
+        self.criteo.forget_old(now_us=self.schedule.real_us)
+
+    def _jump(self, seconds: float) -> None:
+        """The clock of the database is set; what is on the wire just then is lost."""
+        self.criteo.wire.clear()
+        self.schedule.now_us += round(seconds * 1e6)
+        self.oracle.went_back = self.oracle.went_back or seconds < 0
+
+    def _database(self, trouble: str) -> None:
+        """The next verb of the ledger goes wrong: busy, serialization, disk full, or the answer of it lost."""
+        self.next_trouble = trouble
+
+    def _edit(self, fields: tuple[str, ...], audience: str, removes: bool, leaves: bool) -> None:
+        """Somebody edits the canvas files."""
+        self.files = Files(tuple(fields), audience, removes, leaves)
+        self._declare()
+
+    def _drop(self) -> None:
+        """A person gives up who is held in steps no file declares."""
+        self.touched = True
+        for step_id, known in self.oracle.steps.items():
+            if not known.declared:
+                self.oracle.dropped(step_id)
+                self.ledger.drop(known.canvas_id, known.name, now_us=self.schedule.now_us)
+
+    # --- what processes do
+
+    def do(self, verb: str, *words: Any, **named: Any) -> Any:
+        """One verb of the ledger, and what the oracle hears of it."""
+        trouble, self.next_trouble = self.next_trouble, None
+        if abs(self.schedule.now_us - named.get("now_us", self.schedule.now_us)) >= FURTHEST_US:
+            # Nobody is stopped for an hour between reading the clock and using it: to the others it looks set back.
+            named["now_us"] = self.schedule.now_us
+        self.touched = self.touched or verb not in MOVE_NOBODY
+        try:
+            with self.database.in_trouble(trouble):
+                done = getattr(self.ledger, verb)(*words, **named)
+        except LostClaim:
+            raise
+        except Exception as error:
+            self._unless_told(error, verb)
+            raise
+        hear = getattr(self, f"_heard_{verb}", None)
+        if hear is not None:
+            hear(done, *words, **named)
+        if trouble == "answer lost":
+            raise self.database.error(trouble)
+        return done
+
+    def post(self, letter: Letter) -> None:
+        """A request leaves."""
+        now_us = self.schedule.real_us
+        self.criteo.post(letter)
+        # Who stood in a slot when the hold began may use it for as long as a slot lasts.
+        if self.pacer.held_us + LIMIT.margin_us < now_us < self.pacer.hold_until_us:
+            self._break("A request went out while Criteo had asked to wait.")
+        if sum(1 for at_us in self.criteo.sent if at_us > now_us - LIMIT.window_us) > LIMIT.limit_per_min:
+            self._break("More requests than the limit in one minute.")
+
+    def read(self, letter: Letter) -> Outcome:
+        """What the real room of outcomes makes of an answer, or of none."""
+        answer = letter.answer if letter.answer is not None else Trouble.NO_ANSWER
+        if isinstance(answer, Trouble):
+            return outcome_of_exception(answer)
+        self.pacer.observed(answer[0], answer[1])
+        if answer[0] == 200 and b"nbValidIdentifiers" in answer[2]:
+            self.oracle.counted.add(letter.claimed.request_id)
+        return outcome_of(*answer, now_s=self.schedule.now_us / 1e6)
+
+    # --- what the oracle hears
+
+    def _heard_seal(self, hold: Any, held: Any, people: Any, plans: Any, *, now_us: int, **_: Any) -> None:
+        stages = {}
+        if people:
+            stages = self.database.newest_stages()
+            for step_id, (chunk_id, stage_id) in stages.items():
+                self.stage_of[chunk_id, self.oracle.steps[step_id].name] = stage_id
+        by_step = {step_id: stage_id for step_id, (_, stage_id) in stages.items()}
+        self.oracle.sealed_people(held.canvas_id, people, plans, by_step, now_us, PATIENCE_US)
+        taken = [one["person"] for one in self.rows[held.canvas_id].rows[: int(hold.position)] if one["ads"]]
+        if Counter(taken) != Counter(self.oracle.sealed[held.canvas_id]):
+            self._break(f"Canvas {held.canvas_id}: the people entered are not those of the rows taken.")
+
+    def _heard_enter_due_steps(self, _done: int, *, now_us: int) -> None:
+        self.oracle.due_steps_entered(now_us)
+
+    def _heard_claim(self, claimed: ClaimedRequest | None, _terms: Any, *, now_us: int) -> None:
+        self.oracle.leases_ended(now_us)
+        if claimed is not None:
+            self.oracle.claimed(claimed, now_us)
+
+    def _heard_sweep(self, _done: int, *, now_us: int) -> None:
+        self.oracle.leases_ended(now_us)
+        late = self.database.overdue(now_us)
+        if late:
+            self._break(f"After a sweep {late} parts are past their deadline and not Errored.")
+
+    def _heard_settle(
+        self, lost: int, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float
+    ) -> None:
+        self.oracle.settled(claimed, outcome, lost, now_us)
+
+    def _heard_release(self, _done: None, claimed: ClaimedRequest, *, now_us: int) -> None:
+        self.oracle.released(claimed)
+
+    def _heard_trouble(self, _new: bool, scope: str, key: str, *, now_us: int, **_: Any) -> None:
+        self.oracle.trouble_met(scope, key, now_us, again=True)
+
+    def _heard_resolved(self, _done: None, audience_id: int, *_: Any, **__: Any) -> None:
+        self.oracle.trouble_over(audience_id)
+
+    # --- looking
+
+    def look(self) -> None:
+        """After every event: the laws, everybody's status, the numbers."""
+        touched, self.touched = self.touched, False
+        if touched and self.database.has_changed():
+            stored = self.database.stored(self.stage_of)
+            self.oracle.compare(stored, self.schedule.now_us)
+            if self.thorough:
+                self.oracle.broken += self.ledger.broken_laws()
+                self._numbers(stored)
+        if self.oracle.broken:
+            raise Broken("\n".join(self.oracle.broken[:5]))
+
+    def _numbers(self, stored: Any) -> None:
+        """What people read: as the statuses say, but whoever is past the deadline with nothing in flight is Errored."""
+        now_us, told = self.schedule.now_us, {}
+        states: dict[tuple[int, int], list[PartState]] = {}
+        for row in stored.parts:
+            for stage_id, _form, ordinal in row.places:
+                declared = self.oracle.steps[self.oracle.step_of[stage_id]].declared
+                late = row.state is PartState.OPEN and declared and (row.deadline_us or now_us + 1) <= now_us
+                states.setdefault((stage_id, ordinal), []).append(PartState.ERRORED if late else row.state)
+        told = Counter(
+            (self.oracle.step_of[stage_id], status_of(states.get((stage_id, ordinal), ())))
+            for stage_id, ordinal in stored.view
+        )
+        by_name = {(one.canvas_id, one.name): step_id for step_id, one in self.oracle.steps.items()}
+        for one in self.ledger.numbers(now_us=now_us):
+            step_id = by_name[one.canvas, one.step]
+            wanted = [told[step_id, name] for name in ("Synced", "Not Synced", "Pending", "Errored")]
+            if [one.synced, one.not_synced, one.pending, one.errored] != wanted or one.entered != sum(wanted):
+                self._break(f"Step {one.step} reads {one}, and should read {wanted}.")
+            if sum(one.not_synced_reasons.values()) != one.not_synced or one.proceeded + one.exited != one.entered:
+                self._break(f"Step {one.step}: the numbers do not add up: {one}.")
+
+    # --- the end
+
+    def _heal_and_end(self) -> None:
+        """All faults heal and time passes: nobody is pending, and lists and numbers are as the story says."""
+        criteo = self.criteo
+        criteo.weather, criteo.next_answers, self.next_trouble = None, [], None
+        for process in self.processes.values():
+            process.frozen = False
+        if not (self.files.removes and self.files.leaves):
+            self._edit(self.files.fields, self.files.audience, True, True)
+        self._run()
+        for _ in range(300):
+            self._whatever_is_due()
+            self._run()
+            at_us = self.database.next_us(self.schedule.now_us)
+            waits = [one.wakes_us - self.schedule.real_us for one in self.schedule.tasks if one.wakes_us]
+            if at_us is not None:
+                waits.append(at_us - self.schedule.now_us)
+            elif not self.schedule.tasks and not self._unread():
+                break
+            self._pass(max(1, min(waits, default=1_000_000)) / 1e6)
+        else:
+            raise Broken("It does not come to an end, though all is well.")
+        self._judge()
+
+    def _whatever_is_due(self) -> None:
+        due = self.database.due(self.schedule.now_us)
+        for canvas_id in self._unread():
+            self._enter("a", canvas_id)
+        if due.unresolved:
+            self._resolve("a")
+        if due.keep:
+            self._keep("a")
+        if due.fresh:
+            self._upload("a")
+        if due.retry:
+            self._upload("c")
+
+    def _unread(self) -> list[str]:
+        """The canvases whose source holds people who have not entered."""
+        wanted = {name: sum(one["ads"] for one in held.rows) for name, held in self.rows.items()}
+        return [name for name, number in wanted.items() if len(self.oracle.sealed[name]) < number]
+
+    def _judge(self) -> None:
+        self.look()
+        self.oracle.broken += self.ledger.broken_laws()
+        self._numbers(self.database.stored(self.stage_of))
+        for canvas_id, rows in self.rows.items():
+            wanted = Counter(one["person"] for one in rows.rows if one["ads"])
+            if wanted != Counter(self.oracle.sealed[canvas_id]):
+                self._break(f"Canvas {canvas_id}: not everybody of the source has entered, or somebody twice.")
+        known = {(one.scope, one.key) for one in self.ledger.troubles() if one.scope in BREAKERS}
+        if known != set(self.oracle.probed):
+            self._break("Troubles are open that are over, or the other way round.")
+        ids = self.database.criteo_ids()
+        for complaint in self.oracle.judge({key: self.criteo.members(value) for key, value in ids.items() if value}):
+            self._break(complaint)
+        if self.oracle.broken:
+            raise Broken("\n".join(self.oracle.broken[:5]))
+
+    # --- how
+
+    def _declare(self) -> None:
+        self.touched, declared = True, self.files.canvases()
+        self.plans = self.ledger.declare(declared, now_us=self.schedule.now_us)
+        self._know(declared)
+
+    def _know(self, declared: Sequence[CanvasDeclaration]) -> None:
+        now_us = self.schedule.now_us
+        steps = {
+            plan.step_id: Step(made.canvas_id, one.name, one.fields)
+            for made in declared
+            for one, plan in zip(made.steps, self.plans[made.canvas_id], strict=True)
+        }
+        gone = [step_id for step_id in self.oracle.steps if step_id not in steps]
+        for step_id in gone:
+            self.paused.setdefault(step_id, now_us)
+        for step_id in steps:
+            if step_id in self.paused:
+                self.oracle.paused_us += max(0, now_us - self.paused.pop(step_id))
+        self.oracle.declared(steps, gone)
+
+    def _process(self, name: str) -> Process:
+        if name not in self.processes:
+            self.lives[name] += 1
+            self.processes[name] = Process(f"{name}{self.lives[name]}", PROCESSES[name])
+        return self.processes[name]
+
+    def _start(self, process: Process, work: Callable[..., Any], *words: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*words)
+            except Exception as error:  # the task fails, as Airflow would say
+                self._unless_told(error, "A process")
+
+        self.schedule.spawn(process, guarded)
+
+    def _unless_told(self, error: Exception, who: str) -> None:
+        """Whatever breaks that the story did not break is a bug."""
+        if not (isinstance(error, OperationalError) and isinstance(error.orig, DatabaseTrouble)):
+            self._break(f"{who}: {type(error).__name__}: {error}")
+
+    def _break(self, sentence: str) -> None:
+        self.oracle.broken.append(sentence)
