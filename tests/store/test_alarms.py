@@ -117,3 +117,21 @@ def test_news_put_back_are_told_again(world: World) -> None:
     world.ledger.put_back_news([taken.id])
     assert world.ledger.is_untold()
     assert world.ledger.take_alarms(now_us=world.now_us) == [taken]
+
+
+def test_who_was_held_back_is_not_late_once_the_way_is_free(world: World) -> None:
+    """Right after a long outage the people it held back are sent, not told of a second time."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.enter("vip", crowd([2]))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, AccessLost("connection", "token-refused", "Criteo refuses the access token."))
+    world.pass_time(3 * 3600)
+    assert len(look(world)) == 1
+    world.ledger.healed("connection", "criteo_default", now_us=world.now_us)
+    assert [is_broken for _, is_broken in look(world)] == [False]
+    world.pass_time(LATE_AFTER_S - 60)
+    assert look(world) == []
+    world.pass_time(120)
+    assert [is_broken for _, is_broken in look(world)] == [True]

@@ -106,3 +106,33 @@ def test_a_disconnected_ad_account_is_no_work(world: World) -> None:
         assert (work.due_fresh, work.due_retry, work.due_steps, work.unresolved) == (0, 0, 0, 0)
         assert world.ledger.stopped_audiences(now_us=world.now_us) == {1}
         assert world.claim() is None
+
+
+def test_one_cause_seen_at_two_places_is_one_message(world: World) -> None:
+    """A revoked consent shows as 403 at the ad account and later as a dead token: told once, and once when over."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, AccessLost("ad_account", "forbidden", "No permission for ad account 1001."))
+    assert len(world.ledger.take_news(now_us=world.now_us)) == 1
+    world.pass_time(61)
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, LOST)
+    assert len(world.ledger.troubles()) == 2
+    assert world.ledger.take_news(now_us=world.now_us) == []
+    world.pass_time(200)
+    claimed = world.claim() or world.claim_retry()
+    assert claimed is not None
+    world.settle(claimed)
+    (over,) = world.ledger.take_news(now_us=world.now_us)
+    assert over.startswith("Over, ad account criteo_default/1001 works again.")
+
+
+def test_a_wider_trouble_is_told_all_the_same(world: World) -> None:
+    """When the connection breaks after one of its audiences did, others are concerned: that is news."""
+    world.declare(canvas("vip", step("add"), step("add_too", audience="Others", position=1)))
+    world.enter("vip", crowd(range(3)))
+    fail(world, GONE)
+    assert len(world.ledger.take_news(now_us=world.now_us)) == 1
+    fail(world, LOST)
+    assert len(world.ledger.take_news(now_us=world.now_us)) == 1

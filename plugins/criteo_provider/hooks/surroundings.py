@@ -45,6 +45,7 @@ def surroundings() -> Surroundings:
         source=SegmentSources(folder, connections.get).of,
         cipher=airflow_inside.cipher(),
         executor=executor(),
+        first_probe_s=first_probe_s(),
         source_stamp=partial(source_stamp, connections),
         guidelines_required=airflow_inside.setting("criteo", "guidelines_acknowledged") == "required",
     )
@@ -94,6 +95,18 @@ def executor() -> str:
     # "Local,alias:path.to.CeleryExecutor": the first one is the default, a local one among others is not alone.
     names = [name.split(":")[-1].rsplit(".", 1)[-1] for name in configured.split(",")]
     return next((name for name in names if name != "LocalExecutor"), names[0])
+
+
+def first_probe_s() -> float:
+    """Return how soon something broken is probed again: `[criteo] first_probe_s`; later 2, 4, 8 and 15 times that."""
+    chosen = airflow_inside.setting("criteo", "first_probe_s")
+    try:
+        seconds = float(chosen or 60.0)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 240:
+        raise Misconfigured("[criteo] first_probe_s: has to be a number of seconds above 0 and up to 240.")
+    return seconds
 
 
 class Connections:

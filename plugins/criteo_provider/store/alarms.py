@@ -9,10 +9,9 @@ from sqlalchemy import Connection, func, select, update
 
 from criteo_provider.core.model import PartState
 from criteo_provider.store.holding import at_work
-from criteo_provider.store.metrics import troubled
 from criteo_provider.store.schema import audience, canvas, news, part, stage, step, trouble
 from criteo_provider.store.standings import slices
-from criteo_provider.store.troubles import LATE, PEOPLE, close_trouble, open_trouble, sentence_of
+from criteo_provider.store.troubles import HOLDING, LATE, PEOPLE, close_trouble, open_trouble, sentence_of, troubled
 
 # Nobody given up for so long: whatever it was is over.
 QUIET_US = 3_600_000_000
@@ -53,6 +52,11 @@ def gave_up(connection: Connection, stage_ids: Collection[int], *, now_us: int) 
 def look(connection: Connection, *, late_after_us: int, now_us: int) -> None:
     """Open and close the troubles that time makes: users who wait too long, and an hour without anybody given up."""
     late = _late(connection, now_us - late_after_us)
+    # Whoever was held back by a trouble that has just ended is being sent now: their lateness was told.
+    ended = news.c.scope.in_(HOLDING), ~news.c.began, news.c.at_us > now_us - late_after_us
+    if connection.execute(select(news.c.id).where(*ended).limit(1)).first() is not None:
+        known = select(trouble.c.key).where(trouble.c.scope == LATE)
+        late = {canvas_id: late[canvas_id] for canvas_id in connection.execute(known).scalars() if canvas_id in late}
     for canvas_id, why in late.items():
         sentence = (
             f"The oldest pending user of canvas {canvas_id} has waited for more than {length(late_after_us)}. {why}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Text, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status, WhenDeleted
 from criteo_provider.core.standing import counts, fold
@@ -22,7 +22,7 @@ from criteo_provider.store.schema import (
     trouble,
 )
 from criteo_provider.store.standings import load, slices
-from criteo_provider.store.troubles import is_holding
+from criteo_provider.store.troubles import is_holding, troubled
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +197,6 @@ def _doomed(connection: Connection) -> int:
 def stopped(now_us: int) -> ColumnElement[bool]:
     """The condition that a known trouble holds an audience back, its next probe not being due yet."""
     return troubled(is_holding(now_us))
-
-
-def troubled(*which: ColumnElement[bool]) -> ColumnElement[bool]:
-    """The condition that there is a known trouble (one of ``which``) with an audience."""
-    keys = or_(
-        and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
-        and_(
-            trouble.c.scope == "ad_account",
-            trouble.c.key == audience.c.connection_id + "/" + audience.c.ad_account,
-        ),
-        and_(trouble.c.scope == "audience", trouble.c.key == cast(audience.c.id, Text)),
-    )
-    return select(trouble.c.scope).where(*which, keys).exists()
 
 
 def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:

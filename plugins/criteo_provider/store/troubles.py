@@ -11,6 +11,9 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    Text,
+    and_,
+    cast,
     delete,
     false,
     func,
@@ -27,12 +30,16 @@ from criteo_provider.store.clock import FURTHEST_US, is_over
 from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
+# An engine may carry another one (`[criteo] first_probe_s`); the last interval is 15 times the first.
+FIRST_PROBE_OPTION = "criteo_first_probe_us"
 
 # Troubles that people made by a decision: an answer of Criteo's neither ends nor renames them.
 DISCONNECTED = "disconnected"
 BY_CHOICE = frozenset({DISCONNECTED, "not-chosen", "not-allowed"})
 # Troubles of users, by canvas: they hold nobody back.
 PEOPLE, LATE = "people", "late"
+# Troubles that hold people back.
+HOLDING = ("connection", "ad_account", "audience")
 
 # Nothing is probed until a person connects the ad account again.
 NEVER_US = 253_370_764_800_000_000  # the year 9999
@@ -70,7 +77,8 @@ class Troubles:
 def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
     """Set the next probe of a trouble: one minute from now, doubling to fifteen."""
     least = func.min if connection.dialect.name == "sqlite" else func.least
-    wait_us = least(literal(60_000_000, BigInteger).bitwise_lshift(least(trouble.c.probes, 4)), 900_000_000)
+    first_us = _first_probe_us(connection)
+    wait_us = least(literal(first_us, BigInteger).bitwise_lshift(least(trouble.c.probes, 4)), 15 * first_us)
     connection.execute(
         update(trouble)
         .where(trouble.c.scope == scope, trouble.c.key == key, trouble.c.code != DISCONNECTED)
@@ -81,10 +89,14 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
     )
 
 
+def _first_probe_us(connection: Connection) -> int:
+    return int(connection.get_execution_options().get(FIRST_PROBE_OPTION, FIRST_PROBE_US))
+
+
 def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
     """Remember a trouble of ``scope``; return True when it is new."""
     engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    next_probe_us = NEVER_US if code == DISCONNECTED else now_us + FIRST_PROBE_US
+    next_probe_us = NEVER_US if code == DISCONNECTED else now_us + _first_probe_us(connection)
     values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
     # Two answers may tell of one new trouble at the same moment.
     added = connection.execute(
@@ -93,9 +105,9 @@ def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sen
         .on_conflict_do_nothing()
         .returning(trouble.c.key)
     ).first()
-    if added:
+    if added and not _is_covered(connection, scope, key):
         note(connection, scope, key, sentence, began=True, now_us=now_us)
-    else:
+    elif not added:
         found = trouble.c.scope == scope, trouble.c.key == key
         changed: dict[str, Any] = {"code": code, "sentence": sentence}
         if code == DISCONNECTED:
@@ -109,12 +121,39 @@ def is_holding(now_us: int) -> ColumnElement[bool]:
     return or_(trouble.c.code == DISCONNECTED, not_(is_over(trouble.c.next_probe_us, now_us)))
 
 
+def troubled(*which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition that there is a known trouble (one of ``which``) with an audience."""
+    keys = or_(
+        and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
+        and_(
+            trouble.c.scope == "ad_account",
+            trouble.c.key == audience.c.connection_id + "/" + audience.c.ad_account,
+        ),
+        and_(trouble.c.scope == "audience", trouble.c.key == cast(audience.c.id, Text)),
+    )
+    return select(trouble.c.scope).where(*which, keys).exists()
+
+
 def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = ()) -> None:
     """Forget a trouble that is over, and note that it is; one whose code is among ``but`` stays."""
     found = trouble.c.scope == scope, trouble.c.key == key, trouble.c.code.not_in(but)
     sentence = connection.execute(delete(trouble).where(*found).returning(trouble.c.sentence)).scalar()
-    if sentence is not None:
+    if sentence is not None and _was_noted(connection, scope, key):
         note(connection, scope, key, sentence, began=False, now_us=now_us)
+
+
+def _is_covered(connection: Connection, scope: str, key: str) -> bool:
+    """Whether everybody this trouble holds back is held back by troubles that were told already."""
+    other = or_(trouble.c.scope != scope, trouble.c.key != key)
+    here = audience.c.id.in_(audiences_of(scope, key))
+    if connection.execute(select(audience.c.id).where(here).limit(1)).first() is None:
+        return False
+    return connection.execute(select(audience.c.id).where(here, ~troubled(other)).limit(1)).first() is None
+
+
+def _was_noted(connection: Connection, scope: str, key: str) -> bool:
+    found = select(news.c.began).where(news.c.scope == scope, news.c.key == key)
+    return bool(connection.execute(found.order_by(news.c.id.desc()).limit(1)).scalar())
 
 
 def note(connection: Connection, scope: str, key: str, sentence: str, *, began: bool, now_us: int) -> None:

@@ -30,6 +30,7 @@ from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
+from criteo_provider.store.troubles import FIRST_PROBE_OPTION
 from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.alarms import Alarms
 from criteo_provider.wiring.beside import Beside
@@ -182,7 +183,8 @@ class House:
         """The ledger, migrated and told what the canvas files say."""
         refuse_if_foreign(self._engine, executor=self.around.executor)
         upgrade(self._engine, now_us=self._clock.now_us())
-        return Ledger(self._engine)
+        probes = {FIRST_PROBE_OPTION: round(self.around.first_probe_s * 1e6)}
+        return Ledger(self._engine.execution_options(**probes))
 
     @cached_property
     def criteo(self) -> CriteoDoor:

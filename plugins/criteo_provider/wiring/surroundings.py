@@ -46,6 +46,7 @@ class Surroundings:
     source: Callable[[Sourced], Source]
     cipher: Cipher | None
     executor: str = "LocalExecutor"
+    first_probe_s: float = 60.0
     # Changes when a connection the source of a canvas uses has changed; tells nothing of it.
     source_stamp: Callable[[Canvas], str] = lambda _canvas: ""
     guidelines_required: bool = False
