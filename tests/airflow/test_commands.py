@@ -249,3 +249,27 @@ def test_preflight_without_a_fernet_key(airflow: Airflow, monkeypatch: pytest.Mo
     code, said = airflow("accounts", "check")
     assert code == 1
     assert "fernet_key" in said
+
+
+FEED = """
+name: Do not sell
+owner: privacy-team
+source:
+  sql: {connection: shop, query: segments/all.sql, cursor: [updated_at, customer_id]}
+user_key: customer_id
+canvases: CANVASES
+"""
+
+
+def test_opt_outs_are_counted_by_feed(airflow: Airflow, include: Path) -> None:
+    """`opt-outs` has a row for each feed; a file that cannot be read is exit code 1 and its sentence."""
+    (include / "opt_outs").mkdir()
+    file = include / "opt_outs" / "do_not_sell.yaml"
+    file.write_text(FEED.replace("CANVASES", "all"))
+    code, said = airflow("opt-outs", "--output", "json")
+    assert code == 0, said
+    assert json.loads(said) == [{"feed": "opt_outs/do_not_sell", "opted_out": "0", "taken_back": "0"}]
+    file.write_text(FEED.replace("CANVASES", "[]"))
+    code, said = airflow("opt-outs", "--output", "json")
+    assert code == 1
+    assert "include/opt_outs/do_not_sell.yaml: canvases is empty. Write it like `canvases: all`." in said

@@ -14,6 +14,7 @@ from airflow.utils.cli import suppress_logs_and_warning
 from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
 from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.core.model import Reason
 from criteo_provider.hooks.airflow_inside import become_server
 from criteo_provider.hooks.surroundings import open_house
 
@@ -107,6 +108,21 @@ def status(args: Namespace) -> bool:
 
 
 @_command
+def opt_outs(args: Namespace) -> bool:
+    """Show how many opt-outs each feed has told of."""
+    with closing(open_house()) as house:
+        rows = [
+            {"feed": feed, "opted_out": holding, "taken_back": ended}
+            for feed, (holding, ended) in sorted(house.consent.counts().items())
+        ]
+        problems = [str(problem) for problem in house.consent.feeds.problems]
+    AirflowConsole().print_as(rows, output=args.output)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return not problems
+
+
+@_command
 def drop(args: Namespace) -> bool:
     """Give up the people of a step that is no longer declared."""
     with closing(open_house()) as house:
@@ -147,6 +163,7 @@ def numbers_row(step: Any) -> dict[str, Any]:
         "proceeded": step.proceeded,
         "synced": step.synced,
         "not_synced": step.not_synced,
+        "consent_withdrawn": step.not_synced_reasons.get(Reason.CONSENT_WITHDRAWN, 0),
         "pending": step.pending,
         "errored": step.errored,
         "exited": step.exited,

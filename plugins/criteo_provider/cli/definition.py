@@ -41,6 +41,12 @@ def get_cli_commands() -> list[CLICommand]:
                     func=_lazy("status"),
                     args=(_CANVAS, ARG_OUTPUT, ARG_VERBOSE),
                 ),
+                ActionCommand(
+                    name="opt-outs",
+                    help="how many opt-outs each feed has told of; exit code 1 if a feed's file is wrong",
+                    func=_lazy("opt_outs"),
+                    args=(ARG_OUTPUT, ARG_VERBOSE),
+                ),
                 GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
                 GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
                 ActionCommand(
