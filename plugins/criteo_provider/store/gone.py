@@ -11,10 +11,9 @@ from criteo_provider.core.model import ClaimedRequest, PartState, WhenDeleted
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.declare import creators
 from criteo_provider.store.holding import at_work
-from criteo_provider.store.metrics import troubled
 from criteo_provider.store.schema import audience, part, step, step_version, trouble
 from criteo_provider.store.standings import refold, slices
-from criteo_provider.store.troubles import is_holding
+from criteo_provider.store.troubles import is_holding, troubled
 
 # How often a name is looked for again: what is to be made anew soon, what somebody has to restore less often.
 LOOK_AGAIN_US = {WhenDeleted.RECREATE: 120_000_000, WhenDeleted.WAIT: 900_000_000, WhenDeleted.FAIL: 900_000_000}
