@@ -135,3 +135,18 @@ def test_who_was_held_back_is_not_late_once_the_way_is_free(world: World) -> Non
     assert look(world) == []
     world.pass_time(120)
     assert [is_broken for _, is_broken in look(world)] == [True]
+
+
+def test_a_covered_trouble_is_told_when_it_stands_alone(world: World) -> None:
+    """A dead connection behind a deleted audience is told once the audience is back."""
+    world.declare(canvas("vip", step("add")))
+    now_us = world.now_us
+    for scope, key in (("audience", "1"), ("connection", "criteo_default")):
+        world.ledger.trouble(scope, key, code="bad", sentence=f"The {scope} is bad.", now_us=now_us)
+    assert look(world) == [("Trouble with audience 'Shoppers': The audience is bad.", True)]
+    world.ledger.healed("audience", "1", now_us=now_us)
+    assert look(world) == [
+        ("Over, audience 'Shoppers' works again. It was: The audience is bad.", False),
+        ("Trouble with connection criteo_default: The connection is bad.", True),
+    ]
+    assert look(world) == []

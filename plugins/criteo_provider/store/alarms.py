@@ -11,7 +11,16 @@ from criteo_provider.core.model import PartState
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.schema import audience, canvas, news, part, stage, step, trouble
 from criteo_provider.store.standings import slices
-from criteo_provider.store.troubles import HOLDING, LATE, PEOPLE, close_trouble, open_trouble, sentence_of, troubled
+from criteo_provider.store.troubles import (
+    HOLDING,
+    LATE,
+    PEOPLE,
+    close_trouble,
+    note_uncovered,
+    open_trouble,
+    sentence_of,
+    troubled,
+)
 
 # Nobody given up for so long: whatever it was is over.
 QUIET_US = 3_600_000_000
@@ -51,6 +60,7 @@ def gave_up(connection: Connection, stage_ids: Collection[int], *, now_us: int) 
 
 def look(connection: Connection, *, late_after_us: int, now_us: int) -> None:
     """Open and close the troubles that time makes: users who wait too long, and an hour without anybody given up."""
+    note_uncovered(connection, now_us=now_us)
     late = _late(connection, now_us - late_after_us)
     # Whoever was held back by a trouble that has just ended is being sent now: their lateness was told.
     ended = news.c.scope.in_(HOLDING), ~news.c.began, news.c.at_us > now_us - late_after_us

@@ -151,6 +151,13 @@ def _is_covered(connection: Connection, scope: str, key: str) -> bool:
     return connection.execute(select(audience.c.id).where(here, ~troubled(other)).limit(1)).first() is None
 
 
+def note_uncovered(connection: Connection, *, now_us: int) -> None:
+    """Tell of troubles that others have covered, now that those are over."""
+    for row in connection.execute(select(trouble).where(trouble.c.scope.in_(HOLDING))).all():
+        if not _was_noted(connection, row.scope, row.key) and not _is_covered(connection, row.scope, row.key):
+            note(connection, row.scope, row.key, row.sentence, began=True, now_us=now_us)
+
+
 def _was_noted(connection: Connection, scope: str, key: str) -> bool:
     found = select(news.c.began).where(news.c.scope == scope, news.c.key == key)
     return bool(connection.execute(found.order_by(news.c.id.desc()).limit(1)).scalar())
