@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.model import Role
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.wiring import House
 from tests.flow.shop import Person, Shop, open_house, sync, write_canvas
@@ -53,10 +54,10 @@ def test_one_of_two_is_disconnected_and_reconnected(house: House, sandbox: Sandb
         assert size(sandbox, "Others") == before
         assert numbers(house)["elsewhere"][3] > 0
         assert numbers(house)["add"][3] == 0
-    assert not house.waiting().fresh
+    assert not house.ledger.open_work(now_us=house.now_us()).anything_due(Role.FRESH)
     assert len(house.take_news()) == 1
     assert house.accounts.choose(CONNECTION, {"1002": "Example Shop DE"}, by="bob") == ["1002"]
-    assert house.waiting().fresh
+    assert house.ledger.open_work(now_us=house.now_us()).anything_due(Role.FRESH)
     drain(house)
     assert numbers(house)["elsewhere"][3] == 0
     assert size(sandbox, "Others") == size(sandbox, "Shoppers")

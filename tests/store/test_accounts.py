@@ -54,10 +54,10 @@ def test_the_last_check_is_kept(book: AccountBook) -> None:
 
 def test_one_hand_over_at_a_time(book: AccountBook) -> None:
     """While one is going on nobody begins another, unless its process has died; a failed one may be tried again."""
-    begin = lambda now_us: book.begin_handover(CONNECTION, NAMES, by="ada", total=2, now_us=now_us)  # noqa: E731
+    begin = lambda now_us: book.begin_handover(CONNECTION, NAMES, by="ada", total=0, now_us=now_us)  # noqa: E731
     assert begin(1)
     assert not begin(2)
-    assert book.note_handover(CONNECTION, 1, ["one"], now_us=3)
+    assert book.note_handover(CONNECTION, 1, ["one"], total=2, now_us=3)
     seen = book.handover(CONNECTION)
     assert seen is not None
     assert (seen.done, seen.total, seen.failures, seen.choice, seen.is_running(4)) == (1, 2, ("one",), NAMES, True)
@@ -67,7 +67,7 @@ def test_one_hand_over_at_a_time(book: AccountBook) -> None:
     assert begin(5 + STALE_AFTER_US)
     book.forget_handover(CONNECTION)
     assert book.handover(CONNECTION) is None
-    assert not book.note_handover(CONNECTION, 2, [], now_us=6)
+    assert not book.note_handover(CONNECTION, 2, [], total=2, now_us=6)
 
 
 def test_who_needs_an_ad_account(world: World, book: AccountBook) -> None:

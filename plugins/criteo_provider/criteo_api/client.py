@@ -162,6 +162,15 @@ class CriteoClient:
         """Search once for all audiences of an ad account."""
         return Listing(ad_account, tuple(self.audiences(ad_account)))
 
+    def look_up(self, criteo_ids: Sequence[str]) -> dict[str, wire.AudienceInfo]:
+        """Return those of these audiences that may be seen, by id."""
+        seen: dict[str, wire.AudienceInfo] = {}
+        for at in range(0, len(criteo_ids), wire.SEARCH_LIMIT):
+            body, params = wire.lookup_body(criteo_ids[at : at + wire.SEARCH_LIMIT]), {"limit": wire.SEARCH_LIMIT}
+            answer = self._ask("POST", f"{self._segments}/search", body, params={**params, "offset": 0})
+            seen |= {one.criteo_id: one for one in wire.read_audiences(answer)}
+        return seen
+
     def find_audience(self, ad_account: str, name: str) -> wire.AudienceInfo | None:
         """Find the contact list of exactly this name, or None; raises what ``Listing.named`` raises."""
         return self.listing(ad_account).named(name)

@@ -95,6 +95,11 @@ def search_body(ad_account: str) -> bytes:
     return _data({"type": "AudienceSegment", "attributes": {"advertiserIds": [ad_account]}})
 
 
+def lookup_body(criteo_ids: Sequence[str]) -> bytes:
+    """Ask for audiences by their ids."""
+    return _data({"type": "AudienceSegment", "attributes": {"audienceSegmentIds": list(criteo_ids)}})
+
+
 def creation_body(ad_account: str, name: str, description: str) -> bytes:
     """Ask for one contact list; one for each call, so that an error can only mean this one."""
     attributes: dict[str, object] = {"advertiserId": ad_account, "name": name, "contactList": {}}

@@ -6,6 +6,7 @@ Checked against Airflow 3.3.2.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Tells Airflow's secrets chain "this is a server process", which sees connections made in the UI
 # (airflow/cli/commands/connection_command.py).
 _CONTEXT_VARIABLE = "_AIRFLOW_PROCESS_CONTEXT"
+_CONNECTION_VARIABLE = "AIRFLOW_CONN_"
 
 
 def become_server() -> None:
@@ -96,6 +98,56 @@ def cipher() -> FernetCipher | None:
     return FernetCipher(fernet, conf.get("core", "fernet_key").split(",")[0])
 
 
+def stored_connections() -> dict[str, str]:
+    """Return where Airflow keeps its Criteo connections, by id: "database" or "environment"; for servers and commands.
+
+    A secrets backend cannot be asked what it holds; connections in one are known by the canvases that name them.
+    """
+    from airflow.models import connection as metadata
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    of_ours = metadata.Connection.conn_type == "criteo"
+    with create_session() as session:
+        ids = session.scalars(select(metadata.Connection.conn_id).where(of_ours)).all()
+        found = dict.fromkeys(map(str, ids), "database")
+    for name, value in os.environ.items():
+        if name.startswith(_CONNECTION_VARIABLE) and _is_criteo(value):
+            found[name.removeprefix(_CONNECTION_VARIABLE).lower()] = "environment"
+    return found
+
+
+def store_connection(conn_id: str, **fields: Any) -> None:
+    """Write a new connection into Airflow's database, encrypted; raise Misconfigured when that cannot be.
+
+    For servers and commands: tasks may not write connections.
+    """
+    from airflow.models import connection as metadata
+    from airflow.utils.session import create_session
+
+    if cipher() is None:
+        raise Misconfigured(
+            "Airflow's Fernet key is empty, so the client secret would be stored in plain text. "
+            "Set [core] fernet_key (AIRFLOW__CORE__FERNET_KEY) to a key of your own."
+        )
+    if find_connection(conn_id) is not None:
+        raise Misconfigured(
+            f"There is an Airflow connection {conn_id!r} already. Take another id, or edit that one "
+            "under Admin > Connections (or where it lives: environment or secrets backend)."
+        )
+    with create_session() as session:
+        session.add(metadata.Connection(conn_id=conn_id, **fields))
+
+
+def record_in_audit_log(event: str, *, owner: str, display_name: str, extra: Mapping[str, JsonValue]) -> None:
+    """Write a row into Airflow's audit log; for servers and commands."""
+    from airflow.models import Log
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.add(Log(event=event, owner=owner, owner_display_name=display_name, extra=json.dumps(dict(extra))))
+
+
 def setting(section: str, key: str) -> str | None:
     """Return an Airflow setting, None when it is empty or not known."""
     from airflow.sdk.configuration import conf
@@ -139,6 +191,14 @@ def asset_event(alias: str, name: str, uri: str, extra: Mapping[str, JsonValue])
 
     key = AssetUniqueKey(name=name, uri=uri)
     return AssetAliasEvent(source_alias_name=alias, dest_asset_key=key, dest_asset_extra={}, extra=dict(extra))
+
+
+def _is_criteo(value: str) -> bool:
+    """Tell whether a connection written as URI or JSON is of our type."""
+    try:
+        return bool(json.loads(value).get("conn_type") == "criteo")
+    except (ValueError, AttributeError):
+        return value.startswith("criteo:")
 
 
 def _surely_absent(conn_id: str) -> bool:

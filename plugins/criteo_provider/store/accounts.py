@@ -217,9 +217,9 @@ class AccountBook:
             over = or_(handover.c.state != "running", handover.c.beat_us < now_us - STALE_AFTER_US)
             return _upsert(connection, handover, values, only_if=over)
 
-    def note_handover(self, connection_id: str, done: int, failures: Iterable[str], *, now_us: int) -> bool:
+    def note_handover(self, connection_id: str, done: int, failures: Iterable[str], *, total: int, now_us: int) -> bool:
         """Tell how far it is; False when nobody wants it any more."""
-        values = {"done": done, "failures": _as_list(failures), "beat_us": now_us}
+        values = {"done": done, "total": total, "failures": _as_list(failures), "beat_us": now_us}
         running = handover.c.connection_id == connection_id, handover.c.state == "running"
         with writing(self._engine) as connection:
             return connection.execute(update(handover).where(*running).values(values)).rowcount == 1

@@ -82,7 +82,7 @@ class Onlooker:
             self.close()
             self._house = self._open_house()
             self._opened_s = time.monotonic()
-            _refuse_if_missing(self._house.around.ledger_url)
+            refuse_if_missing(self._house.around.ledger_url)
         return self._house
 
     def _blind(self, sentence: str) -> Overview:
@@ -107,7 +107,7 @@ def _seen_in(house: House) -> Overview:
     )
 
 
-def _refuse_if_missing(ledger_url: str) -> None:
+def refuse_if_missing(ledger_url: str) -> None:
     """Raise LedgerRefused when there is no ledger: opening the house's would make an empty one, full of zeros."""
     file = sqlite_path(ledger_url)
     if file is not None and not file.exists():

@@ -13,6 +13,7 @@ from criteo_provider.settings.canvas import AudienceStep, Canvas
 from criteo_provider.settings.load import Canvases
 from criteo_provider.settings.problems import Problem
 from criteo_provider.store.metrics import StepNumbers
+from criteo_provider.store.troubles import NEVER_US
 from criteo_provider.ui.directory import Directory, Place
 from criteo_provider.wiring.findings import from_json
 
@@ -217,7 +218,8 @@ def _file_notice(problem: Problem) -> Notice:
 
 
 def _notice(trouble: Trouble, canvas_names: Mapping[str, str], directory: Directory) -> Notice:
-    since, next_try = _time(trouble.since_us), _time(trouble.next_probe_us)
+    since = _time(trouble.since_us)
+    next_try = _time(trouble.next_probe_us) if trouble.next_probe_us < NEVER_US else None
     return Notice(_where(trouble, canvas_names, directory), trouble.sentence, since=since, next_try=next_try)
 
 

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 from airflow.sdk.plugins_manager import AirflowPlugin
 
-PREFIX = "/audience-sync"
-# The page inside Airflow's frame is at /plugin/<ROUTE>.
-ROUTE = "audience_sync"
-
-
-def with_base(path: str) -> str:
-    """Return ``path`` as a browser has to ask for it: behind the path of `[api] base_url`, if it has one."""
-    from airflow.configuration import conf
-
-    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + path
+from criteo_provider.hooks.addresses import ACCOUNTS_ROUTE, PREFIX, ROUTE, with_base
 
 
 class CriteoPlugin(AirflowPlugin):
@@ -37,15 +27,18 @@ class CriteoPlugin(AirflowPlugin):
 
     @cached_property
     def external_views(self) -> list[Any]:  # type: ignore[override]
-        """The entry in Airflow's navigation; its rail has room for eleven letters."""
-        return [
-            {
-                "name": "Audiences",
-                "href": with_base(f"{PREFIX}/"),
-                "url_route": ROUTE,
-                "destination": "nav",
-                "nav_top_level": True,
-                "icon": with_base(f"{PREFIX}/static/icon.svg"),
-                "icon_dark_mode": with_base(f"{PREFIX}/static/icon-dark.svg"),
-            }
-        ]
+        """The entries in Airflow's navigation: a place in the rail, which has room for eleven letters, and one under
+        Admin, where people look for connections.
+        """
+        icons = {
+            "icon": with_base(f"{PREFIX}/static/icon.svg"),
+            "icon_dark_mode": with_base(f"{PREFIX}/static/icon-dark.svg"),
+        }
+        audiences = {"name": "Audiences", "href": with_base(f"{PREFIX}/"), "url_route": ROUTE, "nav_top_level": True}
+        accounts = {
+            "name": "Criteo Accounts",
+            "href": with_base(f"{PREFIX}/accounts"),
+            "url_route": ACCOUNTS_ROUTE,
+            "category": "admin",
+        }
+        return [{**each, "destination": "nav", **icons} for each in (audiences, accounts)]

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from criteo_provider.store.accounts import Account, Checkup, HandOver
+from criteo_provider.store.consents import Consent
 from criteo_provider.store.troubles import DISCONNECTED
 from criteo_provider.wiring.surroundings import CriteoConnection
 
-Standing = Literal["ok", "expiring", "invalid", "unchecked", "disconnected", "unchosen"]
+Standing = Literal["ok", "expiring", "invalid", "unchecked", "disconnected", "unchosen", "unconnected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class ConnectionRow:
     checked_us: int | None
     accounts: tuple[AccountRow, ...]
     handover: HandOver | None = None
+    has_candidate: bool = False
+    consent_is_dead: bool = False
 
 
 class Told(NamedTuple):
@@ -77,8 +80,19 @@ def why_stopped(
     )
 
 
-def state_of_connection(checkup: Checkup | None, trouble: str | None) -> Told:
+def state_of_connection(
+    connection: CriteoConnection, consent: Consent | None, checkup: Checkup | None, trouble: str | None
+) -> Told:
     """Say how a connection is doing."""
+    if connection.grant_type == "authorization_code":
+        if consent is None and not connection.refresh_token:
+            return Told("unconnected", "Nobody has given consent yet: press Connect, and choose ad accounts.")
+        if consent is not None and consent.state == "dead":
+            return Told(
+                "invalid",
+                "Criteo does not honour this consent any more: it was revoked, or the role of the person who gave it "
+                "has changed. Press Reconnect; people stay pending until then.",
+            )
     if trouble is not None:
         return Told("invalid", trouble)
     if checkup is None:
@@ -86,6 +100,12 @@ def state_of_connection(checkup: Checkup | None, trouble: str | None) -> Told:
     # What one ad account lacks is told beside that ad account.
     if not checkup.ok and checkup.code not in _OF_AN_AD_ACCOUNT:
         return Told("invalid", checkup.sentence)
+    if consent is not None and consent.state == "expiring":
+        return Told(
+            "expiring",
+            "Nothing was sent with this consent for five months, and Criteo ends it after six. "
+            "Press Check now to renew it, or Reconnect.",
+        )
     return Told("ok", checkup.sentence)
 
 

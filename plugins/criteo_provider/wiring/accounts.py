@@ -25,6 +25,7 @@ from criteo_provider.wiring.account_rows import (
 from criteo_provider.wiring.criteo import CriteoDoor
 from criteo_provider.wiring.surroundings import Surroundings
 
+_WORKS = frozenset({"ok", "expiring"})
 # Whoever disconnects an ad account sees its steps stop after that at the latest.
 LOOK_AGAIN_S = 1.0
 
@@ -96,19 +97,20 @@ class Accounts:
     def choose(self, conn_id: str, ad_accounts: Mapping[str, str], *, by: str) -> list[str]:
         """Choose these ad accounts (names by id), and let their people go on; return the newly chosen ones."""
         self._around.criteo(conn_id)  # a mistyped connection is told, not remembered
-        fresh = self._book.choose(conn_id, ad_accounts, by=_person(by), now_us=self._now_us())
+        fresh = self._book.choose(conn_id, ad_accounts, by=person(by), now_us=self._now_us())
         for ad_account in fresh:
             self._ledger().healed("ad_account", f"{conn_id}/{ad_account}", now_us=self._now_us())
         return fresh
 
+    def connect(self, conn_id: str, ad_account: str, *, by: str) -> None:
+        """Use one ad account (again); its people go on at once."""
+        name = self._known(conn_id, ad_account).name
+        self.choose(conn_id, {ad_account: name}, by=by)
+
     def disconnect(self, conn_id: str, ad_account: str, *, by: str) -> tuple[str, ...]:
         """Disconnect one ad account; return its steps, whose people wait from now on."""
-        row = next((one for one in self.look(conn_id).accounts if one.ad_account == ad_account), None)
-        if row is None:
-            raise Misconfigured(
-                f"Connection {conn_id} knows no ad account {ad_account}; `airflow criteo accounts list` shows them."
-            )
-        self._book.disconnect(conn_id, {ad_account: row.name}, by=_person(by), now_us=self._now_us())
+        row = self._known(conn_id, ad_account)
+        self._book.disconnect(conn_id, {ad_account: row.name}, by=person(by), now_us=self._now_us())
         decision = next(one for one in self._book.decisions(conn_id) if one.ad_account == ad_account)
         if row.used_by:
             code, sentence = why_stopped(self._around.criteo(conn_id), conn_id, ad_account, decision)
@@ -139,6 +141,12 @@ class Accounts:
         if result.ok:
             self._ledger().healed("connection", conn_id, now_us=self._now_us())
 
+    def heal(self, conn_id: str, ad_accounts: Iterable[str]) -> None:
+        """Let everybody go on whom a lost consent of this connection, or to these ad accounts, has held back."""
+        self._ledger().healed("connection", conn_id, now_us=self._now_us())
+        for ad_account in ad_accounts:
+            self._ledger().healed("ad_account", f"{conn_id}/{ad_account}", now_us=self._now_us())
+
     # --- what people see
 
     def look(self, conn_id: str) -> ConnectionRow:
@@ -158,6 +166,19 @@ class Accounts:
             for conn_id in sorted(known)
         ]
 
+    def named(self) -> set[str]:
+        """Return the connections that canvas files name."""
+        return {canvas.connection for canvas in self._canvases}
+
+    def unseen(self, conn_id: str) -> ConnectionRow:
+        """Return a connection as people see it while there is no ledger."""
+        try:
+            connection = self._around.criteo(conn_id)
+        except CriteoSyncError as error:
+            return ConnectionRow(conn_id, None, "invalid", str(error), None, None, None, ())
+        told = state_of_connection(connection, None, None, None)
+        return ConnectionRow(conn_id, connection.grant_type, *told, None, None, None, ())
+
     def _row(
         self,
         conn_id: str,
@@ -166,13 +187,15 @@ class Accounts:
         used: Mapping[str, tuple[str, ...]],
         troubles: Mapping[tuple[str, str], str],
     ) -> ConnectionRow:
+        connection = consent = None
         try:
             connection = self._around.criteo(conn_id)
         except CriteoSyncError as error:
-            connection = None
             state, sentence = Told("invalid", str(error))
         else:
-            state, sentence = state_of_connection(checkup, troubles.get(("connection", conn_id)))
+            consent = self._door.consents.current(conn_id)
+            trouble = troubles.get(("connection", conn_id))
+            state, sentence = state_of_connection(connection, consent, checkup, trouble)
         names = {one.ad_account: one.name for one in decisions.values()} | dict(checkup.ad_accounts if checkup else {})
         accounts = []
         for ad_account in sorted({*names, *used}):
@@ -180,8 +203,9 @@ class Accounts:
             usable = decision.chosen if decision else bool(connection and may_use_undecided(connection, ad_account))
             trouble = troubles.get(("ad_account", f"{conn_id}/{ad_account}"))
             told = Told(state, sentence)
-            if connection is not None and (state == "ok" or not usable):
-                told = state_of_account(connection, conn_id, ad_account, decision, checkup, trouble)
+            if connection is not None and (state in _WORKS or not usable):
+                own = state_of_account(connection, conn_id, ad_account, decision, checkup, trouble)
+                told = told if own.state == "ok" and state != "ok" else own
             accounts.append(
                 AccountRow(
                     ad_account,
@@ -199,11 +223,21 @@ class Accounts:
             connection.grant_type if connection else None,
             state,
             sentence,
-            None,
-            None,
+            consent.by if consent else None,
+            consent.at_us if consent else None,
             checkup.at_us if checkup else None,
             tuple(accounts),
             self._book.handover(conn_id),
+            has_candidate=connection is not None and self._door.consents.candidate(conn_id) is not None,
+            consent_is_dead=consent is not None and consent.state == "dead",
+        )
+
+    def _known(self, conn_id: str, ad_account: str) -> AccountRow:
+        for row in self.look(conn_id).accounts:
+            if row.ad_account == ad_account:
+                return row
+        raise Misconfigured(
+            f"Connection {conn_id} knows no ad account {ad_account}; `airflow criteo accounts list` shows them."
         )
 
     def _used(self) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -223,6 +257,6 @@ class Accounts:
         return AccountBook(self._ledger().engine)
 
 
-def _person(name: str) -> str:
+def person(name: str) -> str:
     """Name a user of Airflow without an address: what is decided is told in alerts and logs."""
     return name.partition("@")[0] or "somebody"

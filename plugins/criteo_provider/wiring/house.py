@@ -23,6 +23,7 @@ from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, d
 from criteo_provider.flow.resolve import resolve_audiences
 from criteo_provider.flow.upload import Upload
 from criteo_provider.settings.load import Canvases, load_canvases
+from criteo_provider.store.accounts import AccountBook
 from criteo_provider.store.claim import ClaimTerms
 from criteo_provider.store.clock import DatabaseClock
 from criteo_provider.store.engine import open_engine
@@ -37,6 +38,7 @@ from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor
 from criteo_provider.wiring.desk import Desk
+from criteo_provider.wiring.handovers import HandOvers
 from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
@@ -210,6 +212,12 @@ class House:
     def alarms(self) -> Alarms:
         """What people have to be told of."""
         return Alarms(self.around, lambda: self.ledger, lambda: self._clock.now_us())
+
+    @cached_property
+    def handovers(self) -> HandOvers:
+        """How a new consent is put in force."""
+        now_us = lambda: self._clock.now_us()  # noqa: E731 - as above
+        return HandOvers(self.accounts, self.criteo, lambda: AccountBook(self.ledger.engine), now_us)
 
     @cached_property
     def _engine(self) -> Engine:

@@ -27,7 +27,7 @@ function fillProblem(card, problem) {
   say(part(card, "what"), problem.what);
   say(part(card, "mend"), problem.mend);
   const next = new Date(problem.next_try);
-  const again = next > new Date() ? `tried again at ${shortClock.format(next)}` : "to be tried again at once";
+  const again = !problem.next_try ? "not tried until it is connected again" : next > new Date() ? `tried again at ${shortClock.format(next)}` : "to be tried again at once";
   say(part(card, "when"), problem.since ? `Since ${shortClock.format(new Date(problem.since))}; ${again}.` : "");
 }
 
