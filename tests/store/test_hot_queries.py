@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert, select, text
+from sqlalchemy import Engine, event, insert, select, text, update
 
 from criteo_provider.core.model import Role, Status
 from criteo_provider.core.outcome import Refused
+from criteo_provider.store import people_index
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, stage_exception, upload
+from criteo_provider.store.schema_growth import COUNTED, step_total
 from tests.world import World, canvas, crowd, step
 
 SETTLED = 10_000
@@ -46,6 +48,8 @@ def old(world: World) -> World:
             values = {**made._mapping, "value": made.value * SETTLED}
             values.pop("id")
             connection.execute(insert(metric), [values])
+        grown = {column: column * (SETTLED + 1) for column in step_total.c if column.name in COUNTED}
+        connection.execute(update(step_total).values(grown))
         if world.engine.dialect.name == "postgresql":
             for table in (chunk, stage, upload, part, request):
                 names = {"name": table.name}
@@ -134,6 +138,13 @@ def live_streams(world: World) -> None:
     assert world.ledger.live_streams("criteo_default", now_us=world.now_us) == 1
 
 
+def person_indexed(world: World) -> None:
+    """Look somebody up once everybody is indexed."""
+    while world.ledger.keeping.index_more():
+        pass
+    assert world.ledger.keeping.person("user-11", now_us=world.now_us)
+
+
 HOT: dict[str, Callable[[World], Any]] = {
     "claim": claim,
     "claim nothing": lambda world: world.claim(Role.RETRY),
@@ -144,13 +155,17 @@ HOT: dict[str, Callable[[World], Any]] = {
     "open work": lambda world: world.ledger.open_work(now_us=world.now_us),
     "first attempts": lambda world: world.ledger.first_attempts_wait(now_us=world.now_us),
     "live streams": live_streams,
+    "numbers": lambda world: world.ledger.numbers(now_us=world.now_us),
+    "index people": lambda world: world.ledger.keeping.index_more(),
+    "person, indexed": person_indexed,
     "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
     "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),
 }
 
 
-def test_hot_verbs_read_no_table_from_end_to_end(old: World, plans: Plans) -> None:
+def test_hot_verbs_read_no_table_from_end_to_end(old: World, plans: Plans, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand settled parts are not looked at by what happens all the time."""
+    monkeypatch.setattr(people_index, "_SETTLED_US", -(10**16))  # this world is ahead of the database's clock
     scans: dict[str, list[str]] = {}
     for verb, run in HOT.items():
         old.enter("vip", crowd(range(10, 13)))

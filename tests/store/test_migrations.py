@@ -133,6 +133,8 @@ def test_an_older_ledger_with_people_in_it_upgrades(ledger_url: str) -> None:
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT user_key, step, status FROM user_status ORDER BY user_key, step")).all()
         looks = connection.execute(text("SELECT operation, look_back, again FROM part ORDER BY operation")).all()
+        totals = connection.execute(text("SELECT entered, proceeded, pending, exited FROM step_total")).all()
+    assert [tuple(one) for one in totals] == [(1, 1, 1, 0), (1, 1, 1, 0)]
     assert rows == [("user-1", "join", "Pending"), ("user-1", "leave", "Pending")]
     assert [tuple(look) for look in looks] == [("add", 0, False), ("remove", 1, False)]
     engine.dispose()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-def _command(act: Callable[P, bool]) -> Callable[P, None]:
+def command(act: Callable[P, bool]) -> Callable[P, None]:
     """Run ``act`` as a command: it sees the UI's connections, speaks in sentences, and False is exit code 1."""
 
     @wraps(act)
@@ -41,7 +41,7 @@ def _command(act: Callable[P, bool]) -> Callable[P, None]:
     return suppress_logs_and_warning(providers_configuration_loaded(run))
 
 
-@_command
+@command
 def accounts_check(args: Namespace) -> bool:
     """Say in one sentence whether Criteo lets the connection in."""
     with closing(open_house()) as house:
@@ -50,7 +50,7 @@ def accounts_check(args: Namespace) -> bool:
     return verdict.ok
 
 
-@_command
+@command
 def accounts_list(args: Namespace) -> bool:
     """List the ad accounts that gave consent to the connection's application."""
     with closing(open_house()) as house:
@@ -67,7 +67,7 @@ def accounts_list(args: Namespace) -> bool:
     return True
 
 
-@_command
+@command
 def db_upgrade(_args: Namespace) -> bool:
     """Bring the ledger's tables up to date."""
     with closing(open_house()) as house:
@@ -75,7 +75,7 @@ def db_upgrade(_args: Namespace) -> bool:
     return True
 
 
-@_command
+@command
 def db_check(_args: Namespace) -> bool:
     """Prove the laws of the ledger."""
     with closing(open_house()) as house:
@@ -86,7 +86,7 @@ def db_check(_args: Namespace) -> bool:
     return not violated
 
 
-@_command
+@command
 def db_rotate_key(_args: Namespace) -> bool:
     """Encrypt the ledger's tokens under the first of Airflow's Fernet keys."""
     with closing(open_house()) as house:
@@ -95,7 +95,7 @@ def db_rotate_key(_args: Namespace) -> bool:
     return good
 
 
-@_command
+@command
 def status(args: Namespace) -> bool:
     """Show the seven metrics of each step."""
     with closing(open_house()) as house:
@@ -107,7 +107,7 @@ def status(args: Namespace) -> bool:
     return True
 
 
-@_command
+@command
 def opt_outs(args: Namespace) -> bool:
     """Show how many opt-outs each feed has told of."""
     with closing(open_house()) as house:
@@ -122,7 +122,7 @@ def opt_outs(args: Namespace) -> bool:
     return not problems
 
 
-@_command
+@command
 def drop(args: Namespace) -> bool:
     """Give up the people of a step that is no longer declared."""
     with closing(open_house()) as house:
@@ -136,7 +136,7 @@ def drop(args: Namespace) -> bool:
     return True
 
 
-@_command
+@command
 def preflight(args: Namespace) -> bool:
     """Check everything people need to be synced, and say all of it."""
     with closing(open_house()) as house:

@@ -19,6 +19,8 @@ _CONN_ID = Arg(
 _CANVAS = Arg(("canvas",), nargs="?", help="only this canvas (the name of its file without .yaml)")
 _CANVAS_OF_STEP = Arg(("canvas",), help="the canvas the step was declared in")
 _STEP = Arg(("step",), help="the id of the step that is no longer declared")
+_NAMED = Arg(("named",), nargs="?", help="user key or identifier; left out, it is asked for")
+_OLDER_THAN = Arg(("--older-than",), required=True, help="age at entry from which people become counts, such as 400d")
 _PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
 
 
@@ -46,6 +48,15 @@ def get_cli_commands() -> list[CLICommand]:
                     help="how many opt-outs each feed has told of; exit code 1 if a feed's file is wrong",
                     func=_lazy("opt_outs"),
                     args=(ARG_OUTPUT, ARG_VERBOSE),
+                ),
+                ActionCommand(
+                    name="person",
+                    help="what happened to one user: every entry, step, upload and answer of Criteo; exit code 1 if "
+                    "the ledger knows nobody of that name",
+                    description="The user key or identifier (an address, too) is asked for, or read from standard "
+                    "input; given as an argument it stays in the history of your shell. It is never logged.",
+                    func=lazy_load_command("criteo_provider.cli.records.person"),
+                    args=(_NAMED, ARG_OUTPUT, ARG_VERBOSE),
                 ),
                 GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
                 GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
@@ -94,6 +105,13 @@ def _ledger() -> tuple[ActionCommand, ...]:
             help="prove that the numbers add up; exit code 1 if a law is violated",
             func=_lazy("db_check"),
             args=(ARG_VERBOSE,),
+        ),
+        ActionCommand(
+            name="prune",
+            help="keep only counts of finished people who entered long ago; they cannot be looked up, and not be "
+            "removed from audiences, by this ledger any more",
+            func=lazy_load_command("criteo_provider.cli.records.prune"),
+            args=(_OLDER_THAN, ARG_VERBOSE),
         ),
         ActionCommand(
             name="rotate-key",

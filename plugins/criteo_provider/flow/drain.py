@@ -70,6 +70,7 @@ class Sender:
 class Housekeeping:
     """What has to happen while people move: steps fall due, claims expire, and when nothing is left to send.
 
+    ``tidy`` does a short piece of what can wait until everybody is sent, and is False when there is none.
     ``follow_opt_outs`` takes out a few of those who opted out after they were sent, and is False when nobody is left.
     """
 
@@ -78,6 +79,7 @@ class Housekeeping:
     nothing_due: Callable[[], bool]
     follow_opt_outs: Callable[[], bool] = lambda: False
     remarks: Callable[[], tuple[str, ...]] = tuple
+    tidy: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -166,7 +168,9 @@ def _drain(
                 break
             looked = len(counts.first_looks) == len(readers) + len(feeds)
             if looked and now_s - counts.busy_s >= quiet_s() and _at_rest(senders) and housekeeping.nothing_due():
-                break
+                if not housekeeping.tidy():
+                    break
+                continue
             stop.wait(HOUSEKEEPING_EVERY_S)
     finally:
         ending.set()

@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from criteo_provider.core.model import Metric, PartState, StageState, Status
 from criteo_provider.core.spans import size
 from criteo_provider.core.standing import counts, fold
-from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, step, upload
+from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, step, step_version, upload
+from criteo_provider.store.schema_growth import COUNTED, step_pruned, step_reason, step_total
 from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import METRIC_OF_STATUS, load, slices, spans_from_text
+from criteo_provider.store.totals import COLUMN_OF
 
 
 def broken_laws(connection: Connection) -> list[str]:
@@ -22,6 +24,7 @@ def broken_laws(connection: Connection) -> list[str]:
         *_stages(connection),
         *_parts(connection),
         *_metrics(connection),
+        *_reasons(connection),
         *_claims(connection),
     ]
 
@@ -97,28 +100,48 @@ def _once(pieces: list[tuple[int, int]], identifiers: int) -> bool:
 
 
 def _metrics(connection: Connection) -> Iterator[str]:
-    """Sums of metric rows equal the counts in the stages; Proceeded + Exited = Entered."""
-    told: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    """Sums of metric rows equal the counts in the stages, those of pruned people and the running totals."""
+    told: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0))
     sums = select(metric.c.step_id, metric.c.metric, func.sum(metric.c.value).label("value"))
     for row in connection.execute(sums.group_by(metric.c.step_id, metric.c.metric)):
-        told[row.step_id][row.metric] = int(row.value)
-    query = select(
-        stage.c.step_id,
-        func.sum(stage.c.people).label(Metric.ENTERED),
-        *(func.sum(stage.c[status.name.lower()]).label(name) for status, name in METRIC_OF_STATUS.items()),
-    ).where(stage.c.state == StageState.ENTERED)
+        told[row.step_id][COLUMN_OF[Metric(row.metric)]] = int(row.value)
+    onward = case((step_version.c.is_last, 0), else_=stage.c.people)
+    held: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0))
+    query = (
+        select(
+            stage.c.step_id,
+            func.sum(stage.c.people).label("entered"),
+            func.sum(onward).label("proceeded"),
+            func.sum(stage.c.people - onward).label("exited"),
+            *(func.sum(stage.c[status.name.lower()]).label(status.name.lower()) for status in METRIC_OF_STATUS),
+        )
+        .join(step_version, step_version.c.id == stage.c.version_id)
+        .where(stage.c.state == StageState.ENTERED)
+        .group_by(stage.c.step_id)
+    )
+    for source in (query, select(step_pruned)):
+        for row in connection.execute(source):
+            for name in COUNTED:
+                held[row.step_id][name] += int(row._mapping[name])
+    totals = {row.step_id: row._mapping for row in connection.execute(select(step_total))}
     names = {row.id: f"{row.canvas_id}/{row.name}" for row in connection.execute(select(step))}
-    for row in connection.execute(query.group_by(stage.c.step_id)):
-        values = told.pop(row.step_id, defaultdict(int))
-        for name in (Metric.ENTERED, *METRIC_OF_STATUS.values()):
-            if values[name] != row._mapping[name]:
-                held = row._mapping[name]
-                yield f"Step {names[row.step_id]}: {name} is {values[name]} by metric rows, {held} by stages."
-        if values[Metric.PROCEEDED] + values[Metric.EXITED] != values[Metric.ENTERED]:
-            yield f"Step {names[row.step_id]}: Proceeded + Exited is not Entered."
-    for step_id, values in told.items():
-        if any(values.values()):
-            yield f"Step {names[step_id]} has metric rows but no people."
+    for step_id in sorted({*told, *held, *totals}):
+        by_rows, by_stages = told[step_id], held[step_id]
+        for name in COUNTED:
+            if by_rows[name] != by_stages[name]:
+                yield f"Step {names[step_id]}: {name} is {by_rows[name]} by metric rows, {by_stages[name]} by stages."
+            total = int(totals[step_id][name]) if step_id in totals else 0
+            if total != by_rows[name]:
+                yield f"Step {names[step_id]}: {name} is {total} as a running total, {by_rows[name]} by metric rows."
+
+
+def _reasons(connection: Connection) -> Iterator[str]:
+    """Why people are Not Synced adds up to how many are."""
+    reasons = select(step_reason.c.step_id, func.sum(step_reason.c.people).label("people"))
+    told = {row.step_id: int(row.people) for row in connection.execute(reasons.group_by(step_reason.c.step_id))}
+    for row in connection.execute(select(step_total.c.step_id, step_total.c.not_synced)):
+        if told.get(row.step_id, 0) != row.not_synced:
+            yield f"The reasons of step {row.step_id} add up to {told.get(row.step_id, 0)}, not {row.not_synced}."
 
 
 def _claims(connection: Connection) -> Iterator[str]:

@@ -39,6 +39,7 @@ from criteo_provider.store import (
 from criteo_provider.store import claim as claiming
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, unwritable, writing
+from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
 from criteo_provider.store.schema import audience, look, part, source_cursor, trouble
@@ -55,6 +56,7 @@ class Ledger:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.opt_outs = OptOuts(engine, self._write)
+        self.keeping = Keeping(engine, self._write)
 
     # --- canvases
 

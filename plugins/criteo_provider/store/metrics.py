@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status, WhenDeleted
 from criteo_provider.core.standing import counts, fold
@@ -16,11 +16,11 @@ from criteo_provider.store.schema import (
     audience,
     part,
     stage,
-    stage_exception,
     step,
     step_version,
     trouble,
 )
+from criteo_provider.store.schema_growth import COUNTED, step_reason, step_total
 from criteo_provider.store.standings import load, slices
 from criteo_provider.store.troubles import is_holding, troubled
 
@@ -69,10 +69,7 @@ class OpenWork:
 
 def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
     """Return the numbers of every step; whoever is past the deadline with nothing in flight reads as Errored."""
-    entered = stage.c.state == StageState.ENTERED
-    people = func.coalesce(func.sum(case((entered, stage.c.people), else_=0)), 0)
-    then = step_version.alias("then")  # people go on as the step stood when they entered
-    onward = case((and_(entered, ~then.c.is_last), stage.c.people), else_=0)
+    total = step_total.c
     query = (
         select(
             step.c.id,
@@ -83,23 +80,14 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             audience.c.name.label("audience"),
             audience.c.ad_account,
             step_version.c.operation,
-            people.label("entered"),
-            func.coalesce(func.sum(onward), 0).label("proceeded"),
-            func.coalesce(func.sum(stage.c.synced), 0).label("synced"),
-            func.coalesce(func.sum(stage.c.not_synced), 0).label("not_synced"),
-            func.coalesce(func.sum(stage.c.pending), 0).label("pending"),
-            func.coalesce(func.sum(stage.c.errored), 0).label("errored"),
-            func.coalesce(
-                func.sum(case((or_(entered, stage.c.id <= step.c.dropped_upto), 0), else_=stage.c.people)), 0
-            ).label("waiting"),
+            *(func.coalesce(total[name], 0).label(name) for name in COUNTED),
         )
         .join(step_version, step_version.c.id == step.c.version_id)
         .join(audience, audience.c.id == step_version.c.audience_id)
-        .outerjoin(stage, stage.c.step_id == step.c.id)
-        .outerjoin(then, then.c.id == stage.c.version_id)
-        .group_by(step.c.id, audience.c.id, step_version.c.id)
+        .outerjoin(step_total, total.step_id == step.c.id)
         .order_by(step.c.canvas_id, step.c.position, step.c.id)
     )
+    waiting = _waiting(connection)
     late = _past_deadline(connection, now_us)
     reasons = _reasons(connection)
     return [
@@ -116,8 +104,8 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             not_synced=row.not_synced,
             pending=row.pending - late[row.id],
             errored=row.errored + late[row.id],
-            exited=row.entered - row.proceeded,
-            waiting=row.waiting,
+            exited=row.exited,
+            waiting=waiting[row.id],
             not_synced_reasons=reasons[row.id],
             as_of_us=now_us,
             paused=row.held_us is not None,
@@ -215,38 +203,21 @@ def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:
     return late
 
 
+def _waiting(connection: Connection) -> dict[int, int]:
+    """Count, per step, the people on their way whose delay is still running."""
+    # The sum keeps SQLite from walking through all stages in the order of their steps.
+    step_id = (stage.c.step_id + 0).label("step_id")
+    query = (
+        select(step_id, func.sum(stage.c.people).label("people"))
+        .join(step, step.c.id == stage.c.step_id)
+        .where(stage.c.state == StageState.WAITING, stage.c.id > func.coalesce(step.c.dropped_upto, 0))
+        .group_by(step_id)
+    )
+    return defaultdict(int, {row.step_id: int(row.people) for row in connection.execute(query)})
+
+
 def _reasons(connection: Connection) -> dict[int, dict[str, int]]:
     reasons: dict[int, dict[str, int]] = defaultdict(dict)
-    by_exception = (
-        select(
-            stage.c.step_id,
-            stage_exception.c.reason,
-            func.sum(stage_exception.c.last - stage_exception.c.first).label("people"),
-        )
-        .join(stage, stage.c.id == stage_exception.c.stage_id)
-        .where(stage_exception.c.status == Status.NOT_SYNCED, stage.c.state == StageState.ENTERED)
-        .group_by(stage.c.step_id, stage_exception.c.reason)
-    )
-    excepted = (
-        select(
-            stage_exception.c.stage_id,
-            func.sum(stage_exception.c.last - stage_exception.c.first).label("people"),
-        )
-        .group_by(stage_exception.c.stage_id)
-        .subquery()
-    )
-    by_default = (
-        select(
-            stage.c.step_id,
-            stage.c.reason,
-            func.sum(stage.c.people - func.coalesce(excepted.c.people, 0)).label("people"),
-        )
-        .outerjoin(excepted, excepted.c.stage_id == stage.c.id)
-        .where(stage.c.status == Status.NOT_SYNCED, stage.c.state == StageState.ENTERED)
-        .group_by(stage.c.step_id, stage.c.reason)
-    )
-    for query in (by_exception, by_default):
-        for row in connection.execute(query):
-            told = reasons[row.step_id]
-            told[row.reason or ""] = told.get(row.reason or "", 0) + int(row.people)
+    for row in connection.execute(select(step_reason).where(step_reason.c.people != 0)):
+        reasons[row.step_id][row.reason] = int(row.people)
     return reasons

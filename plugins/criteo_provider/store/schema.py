@@ -168,6 +168,7 @@ chunk = Table(
     Column("sealed_us", BigInteger, nullable=False),
     Column("people", Integer, nullable=False),
     Column("user_keys", Text, nullable=False),  # JSON list of text, by ordinal
+    Index("ix_chunk_sealed", "sealed_us"),
 )
 
 identifiers = Table(
@@ -322,6 +323,12 @@ metric = Table(
     Column("metric", Text, nullable=False),
     Column("value", BigInteger, nullable=False),
     Index("ix_metric_step", "step_id", "at_us"),
+    Index(
+        "ix_metric_single",
+        "at_us",
+        sqlite_where=text("cause <> 'a minute'"),
+        postgresql_where=text("cause <> 'a minute'"),
+    ),
 )
 
 token = Table(

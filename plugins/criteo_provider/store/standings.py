@@ -18,7 +18,8 @@ from criteo_provider.core.standing import (
     default_and_exceptions,
     fold,
 )
-from criteo_provider.store.schema import metric, part, stage, stage_exception, step, step_version
+from criteo_provider.store.schema import part, stage, stage_exception, step, step_version
+from criteo_provider.store.totals import Deltas
 
 METRIC_OF_STATUS = {
     Status.PENDING: Metric.PENDING,
@@ -28,38 +29,6 @@ METRIC_OF_STATUS = {
 }
 # SQLite takes 32,766 variables in one statement; slices keep far below.
 SLICE = 5_000
-
-
-class Deltas:
-    """Changes of the seven numbers, added up per canvas and step before they are written."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, int, Metric], int] = defaultdict(int)
-
-    def add(self, canvas_id: str, step_id: int, name: Metric, value: int) -> None:
-        """Add ``value`` to one number of one step."""
-        self._values[(canvas_id, step_id, name)] += value
-
-    def total(self, name: Metric) -> int:
-        """Return by how much a number has changed in all steps together."""
-        return sum(value for (_, _, of), value in self._values.items() if of is name)
-
-    def write(self, connection: Connection, cause: str, now_us: int) -> None:
-        """Write one metric row for each number that changed."""
-        rows = [
-            {
-                "at_us": now_us,
-                "cause": cause,
-                "canvas_id": canvas_id,
-                "step_id": step_id,
-                "metric": name,
-                "value": value,
-            }
-            for (canvas_id, step_id, name), value in self._values.items()
-            if value
-        ]
-        if rows:
-            connection.execute(insert(metric), rows)
 
 
 class Standing(NamedTuple):
@@ -88,6 +57,7 @@ def refold(
             (status, reason), exceptions = default_and_exceptions(stands)
             totals = counts(stands)
             _count(deltas, row, totals, entering=entering)
+            _count_reasons(deltas, row, stands, () if entering else standing.before)
             changed.append(_stage_values(row.id, status, reason, totals))
             if exceptions or standing.before != stands:
                 dropped.append(row.id)
@@ -182,6 +152,13 @@ def _count(deltas: Deltas, row: Row[Any], totals: dict[Status, int], *, entering
     }
     for status, total in totals.items():
         deltas.add(row.canvas_id, row.step_id, METRIC_OF_STATUS[status], total - held[status])
+
+
+def _count_reasons(deltas: Deltas, row: Row[Any], now: Iterable[Stand], before: Iterable[Stand]) -> None:
+    for sign, stands in ((1, now), (-1, before)):
+        for stand in stands:
+            if stand.status is Status.NOT_SYNCED:
+                deltas.add_reason(row.step_id, stand.reason or "", sign * len(stand.span))
 
 
 def _stage_values(stage_id: int, status: Status, reason: str | None, totals: dict[Status, int]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
 from criteo_provider.wiring.reading import is_ahead, reader_of
+from criteo_provider.wiring.records import Records
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
 # A claim holds for the longest a request can take, the longest a slot may be waited for, and some breath.
@@ -94,6 +95,7 @@ class House:
                     nothing_due=lambda: not ledger.open_work(now_us=now_us()).anything_due(chosen),
                     follow_opt_outs=self.consent.follow if chosen is Role.FRESH else lambda: False,
                     remarks=self._pace.remarks,
+                    tidy=lambda: ledger.keeping.tidy(now_us=now_us()),
                 ),
                 feeds=self.consent.readers() if chosen is Role.FRESH else [],
                 quiet_s=self._pace.longest_flush_s if chosen is Role.FRESH else lambda: 0.0,
@@ -207,6 +209,11 @@ class House:
     @cached_property
     def _pace(self) -> Pace:
         return Pace(self.canvases.canvases, lambda: self.ledger, self.criteo, lambda: self._clock.now_us())
+
+    @cached_property
+    def records(self) -> Records:
+        """What the ledger has on record of people, and how long."""
+        return Records(lambda: self.ledger, lambda: self._clock.now_us())
 
     @cached_property
     def alarms(self) -> Alarms:

@@ -9,6 +9,7 @@ from criteo_provider.store import (  # noqa: F401
     accounts,
     launch_tables,
     schema_access,
+    schema_growth,
     schema_opt_outs,
     schema_order,
 )
