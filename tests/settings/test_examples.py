@@ -16,6 +16,7 @@ import pytest
 from criteo_provider.core.identifiers import Unusable, normalise
 from criteo_provider.settings.canvas import Canvas
 from criteo_provider.settings.load import load_canvases
+from criteo_provider.settings.opt_outs import load_feeds
 
 INCLUDE = Path(__file__).parent.parent.parent / "include"
 EXAMPLES = load_canvases(INCLUDE)
@@ -149,3 +150,19 @@ def test_a_backfill_enters_retargeting(example_data: ModuleType, tmp_path: Path)
     ]
     assert added == [True] * (example_data.ROWS_PER_TRANSACTION + 5)
     assert len(set(columns["updated_at"][-len(added) :])) == 2
+
+
+def test_the_example_feed(shop: sqlite3.Connection) -> None:
+    """The feed loads, its query runs on the example shop, and exactly those who said no are opt-outs."""
+    found = load_feeds(INCLUDE)
+    assert found.problems == ()
+    (feed,) = found.feeds
+    sql = feed.source.sql
+    assert sql is not None
+    rows = shop.execute(sql.query.text)
+    names = [column[0] for column in rows.description]
+    columns = dict(zip(names, zip(*rows.fetchall(), strict=True), strict=True))
+    assert set(feed.columns) | set(sql.cursor) <= set(names)
+    taken_back = feed.taken_back_rule.mask(columns)
+    (said_no,) = shop.execute("SELECT count(*) FROM customers WHERE do_not_sell_or_share = 1").fetchone()
+    assert taken_back.count(False) == said_no > 0
