@@ -20,7 +20,7 @@ from criteo_provider.criteo_api.line import Line
 
 log = logging.getLogger(__name__)
 
-EARLY_S = 60.0
+EARLY_S = 30.0  # with the spread no more than a minute: one token call in 14 minutes, no more
 EARLY_SPREAD_S = 30.0  # so that one process comes first and the others find its token
 LEASE_S = 45.0  # longer than a token call can take, see grants
 NOTICE_EVERY_S = 5.0  # how soon a process finds that a person has connected anew, or has disconnected
