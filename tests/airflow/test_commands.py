@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from airflow.cli.cli_parser import get_parser
 from airflow.models import connection as metadata
@@ -273,3 +274,31 @@ def test_opt_outs_are_counted_by_feed(airflow: Airflow, include: Path) -> None:
     code, said = airflow("opt-outs", "--output", "json")
     assert code == 1
     assert "include/opt_outs/do_not_sell.yaml: canvases is empty. Write it like `canvases: all`." in said
+
+
+def test_the_fernet_key_is_rotated(airflow: Airflow, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`db rotate-key` says how many tokens were under the old key; with the old key gone too soon it says whose."""
+    sandbox.application(redirect_uris=["https://airflow.example.com/callback"])
+    form = {
+        "grant_type": "authorization_code", "client_id": sandbox.client_id, "client_secret": sandbox.client_secret,
+        "redirect_uri": "https://airflow.example.com/callback",
+        "code": sandbox.new_code("https://airflow.example.com/callback", ["1001"]),
+    }  # fmt: skip
+    brought = httpx.post(f"{sandbox.url}/oauth2/token", data=form).json()["refresh_token"]
+    with create_session() as session:
+        criteo = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
+        criteo.set_extra(json.dumps({"grant_type": "authorization_code", "refresh_token": brought}))
+    code, said = airflow("accounts", "check")
+    assert code == 0, said
+    old, new = conf.get("core", "fernet_key"), Fernet.generate_key().decode()
+    for keys, answer in ((f"{new},{old}", (0, "1 token encrypted")), (f"{new},{old}", (0, "0 tokens encrypted"))):
+        monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", keys)
+        _forget_keys()
+        code, said = airflow("db", "rotate-key")
+        assert (code, said.partition(" anew")[0]) == answer
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+    _forget_keys()
+    code, said = airflow("db", "rotate-key")
+    assert code == 1
+    assert "The consent of criteo_default is under a key that is not among them" in said
+    assert brought not in said
