@@ -16,8 +16,15 @@ from airflow.sdk.configuration import conf
 from airflow.utils.db import initdb
 from airflow.utils.session import create_session
 from cryptography.fernet import Fernet
+from sqlalchemy import select, update
 
+from criteo_provider.core.model import Operation, StepPlan
+from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.store.engine import writing
+from criteo_provider.store.schema import part, step
+from criteo_provider.store.seal import seal
+from tests.world import crowd
 
 CANVAS = """
 name: Example
@@ -162,6 +169,31 @@ def test_status(airflow: Airflow) -> None:
     assert (row["canvas"], row["step"], row["audience"]) == ("example", "add", "Everybody")
     counts = ("entered", "proceeded", "synced", "not_synced", "pending", "errored", "exited")
     assert [row[name] for name in counts] == ["0"] * 7
+
+
+def test_retry_brings_errored_users_back_and_says_by_whom(airflow: Airflow, tmp_path: Path) -> None:
+    """A reason is asked for, unknown names are told apart, and who is Errored is Pending again."""
+    airflow("db", "upgrade")
+    with closing(open_house()) as house:
+        house.declare()
+        hold = house.ledger.hold_cursor("example", "me", now_us=1, lease_s=30)
+        assert hold is not None
+        with writing(house.ledger.engine) as connection:
+            (step_id, version_id) = connection.execute(select(step.c.id, step.c.version_id)).one()
+            plan = StepPlan(step_id, version_id, 1, Operation.ADD, ("email",), 0, is_last=True)
+            seal(connection, "example", crowd(range(3)), [plan], now_us=1)
+            connection.execute(update(part).values(deadline_us=2, attempts=1))
+    assert airflow("retry", "example", "add", "--reason", "Criteo was down") == (
+        0,
+        "3 Errored users are Pending again.\n",
+    )
+    assert airflow("retry", "example", "--reason", "once more") == (0, "Nobody there is Errored.\n")
+    assert airflow("retry", "--reason", "x") == (1, "Name a canvas (and a step), or say --all.\n")
+    code, said = airflow("retry", "nowhere", "--reason", "x")
+    assert (code, said) == (1, "There is no such canvas or step. Known are: example add.\n")
+    with closing(open_house()) as house:
+        assert [(one.why, one.people) for one in house.ledger.requeues()] == [("once more", 0), ("Criteo was down", 3)]
+        assert all(one.who for one in house.ledger.requeues())
 
 
 def test_drop_takes_only_what_no_file_declares(airflow: Airflow, include: Path) -> None:

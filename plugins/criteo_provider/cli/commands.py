@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -133,6 +134,24 @@ def drop(args: Namespace) -> bool:
             print(f"No such step is held: a declared step is not dropped. Held now: {names}.", file=sys.stderr)
             return False
     print(f"Step {args.step} of canvas {args.canvas} is dropped; {closed} uploads were closed, nobody of it is sent.")
+    return True
+
+
+@command
+def retry(args: Namespace) -> bool:
+    """Have Errored users tried again, recorded with who and why."""
+    if (args.canvas is None) is not args.all:
+        print("Name a canvas (and a step), or say --all.", file=sys.stderr)
+        return False
+    with closing(open_house()) as house:
+        known = {(one.canvas, one.step) for one in house.numbers()}
+        meant = {one for one in known if args.canvas in (None, one[0]) and args.step in (None, one[1])}
+        if not meant:
+            names = ", ".join(sorted(f"{canvas} {step}" for canvas, step in known)) or "none"
+            print(f"There is no such canvas or step. Known are: {names}.", file=sys.stderr)
+            return False
+        people = house.requeue(args.canvas, args.step, who=getpass.getuser(), why=args.reason.strip())
+    print(f"{people:,} Errored users are Pending again." if people else "Nobody there is Errored.")
     return True
 
 

@@ -21,6 +21,10 @@ _CANVAS_OF_STEP = Arg(("canvas",), help="the canvas the step was declared in")
 _STEP = Arg(("step",), help="the id of the step that is no longer declared")
 _NAMED = Arg(("named",), nargs="?", help="user key or identifier; left out, it is asked for")
 _OLDER_THAN = Arg(("--older-than",), required=True, help="age at entry from which people become counts, such as 400d")
+_CANVAS_TO_RETRY = Arg(("canvas",), nargs="?", help="the canvas whose Errored users are tried again")
+_STEP_TO_RETRY = Arg(("step",), nargs="?", help="only this step of it")
+_REASON = Arg(("--reason",), required=True, help="why they are tried again; kept beside your name")
+_ALL = Arg(("--all",), action="store_true", help="the Errored users of all canvases")
 _PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
 
 
@@ -66,6 +70,12 @@ def get_cli_commands() -> list[CLICommand]:
                     "lets them go on instead)",
                     func=_lazy("drop"),
                     args=(_CANVAS_OF_STEP, _STEP, ARG_VERBOSE),
+                ),
+                ActionCommand(
+                    name="retry",
+                    help="have Errored users tried again, for a fresh window of about 13 hours",
+                    func=_lazy("retry"),
+                    args=(_CANVAS_TO_RETRY, _STEP_TO_RETRY, _REASON, _ALL, ARG_VERBOSE),
                 ),
                 ActionCommand(
                     name="sandbox",

@@ -137,6 +137,10 @@ class House:
         self.declare()  # what a file declares now is never dropped
         return self.ledger.drop(canvas_id, step, now_us=self._clock.now_us())
 
+    def requeue(self, canvas_id: str | None, step: str | None = None, *, who: str, why: str) -> int:
+        """Have the Errored users of a canvas (of all, of one step) tried again for a fresh window; return how many."""
+        return self.ledger.requeue(canvas_id, step, who=who, why=why, now_us=self._clock.now_us())
+
     def upgrade(self) -> str:
         """Bring the ledger up to date and say so."""
         return f"The ledger is at revision {upgrade(self._engine, now_us=self._clock.now_us())}."
