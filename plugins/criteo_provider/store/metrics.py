@@ -157,7 +157,9 @@ def open_work(connection: Connection, *, now_us: int) -> OpenWork:
 def _astray(connection: Connection, now_us: int) -> int:
     """Count what only a sweep sets right: given up before the deadline, or put off by a clock that has stepped back."""
     early = select(func.count()).where(part.c.state == PartState.ERRORED, part.c.deadline_us > now_us)
-    far = select(func.count()).where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US)
+    far = select(func.count()).where(
+        part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US, part.c.narrow_root.is_(None)
+    )
     return int(connection.execute(early).scalar_one()) + int(connection.execute(far).scalar_one())
 
 

@@ -1,6 +1,7 @@
 """Narrowing: a refusal is sent again in smaller pieces, until the lone bad ones are found, within a bound of calls.
 
-A merged request is cut along chunk borders first, then chunks are cut in halves.
+A merged request is cut along chunk borders first, then chunks are cut in halves. At most 64 extra calls are made for a
+request within half an hour; what is left is cut and sent in the half hours that follow, while patience lasts.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, func, or_, select, update
 
 from criteo_provider.core.model import ClaimedRequest, PartState, Reason
 from criteo_provider.core.spans import halves
 from criteo_provider.store.intents import split
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import part, request
-from criteo_provider.store.standings import spans_from_text
+from criteo_provider.store.standings import refold, spans_from_text
 
-# At most so many extra calls a request.
+# At most so many extra calls a request …
 MAX_CALLS = 64
-# Both halves at both of the first two levels: six calls that were all refused alike.
-ALIKE = 6
-# Marks what was refused as a whole: it goes together, and is not narrowed again.
+# … within so long.
+ROUND_US = 1_800_000_000
+# Both halves at both of these levels decide whether it is the content or the call that is refused.
+DECIDING = (1, 2)
+# Marks lone people who are refused while that is not decided yet …
+HELD = 98
+# … and what was refused as a whole: it goes together, and is not narrowed again.
 WHOLE = 99
+
+_REFUSED = {"state": PartState.REFUSED, "reason": Reason.INVALID_AT_CRITEO}
 
 
 def narrow(
@@ -41,16 +48,41 @@ def narrow(
     if level == WHOLE and code == "accepted":
         # The refusal of the whole is over: what is looked for now is another matter, from its beginning.
         root, level = claimed.request_id, 0
+    is_lone = len(rows) == 1 and rows[0].identifiers == 1
     if level == WHOLE:
         retry_later(connection, rows, now_us, jitter, sentence)
-    elif len(rows) == 1 and rows[0].identifiers == 1:
-        close(connection, rows, {"state": PartState.REFUSED, "reason": Reason.INVALID_AT_CRITEO})
-    elif level == 2 and _all_alike(connection, root, claimed, code):
-        _refuse_whole(connection, rows, root, now_us, jitter, sentence)
-    elif _calls(connection, root) + 2 > MAX_CALLS:
-        retry_later(connection, rows, now_us, jitter, sentence, narrow_root=root)
+        return
+    if root != claimed.request_id and code != "accepted" and (is_lone or level == DECIDING[-1]):
+        alike = _all_alike(connection, root, claimed, rows, code)
+        if alike:
+            _refuse_whole(connection, rows, root, now_us, jitter, sentence)
+            return
+        if alike is None and is_lone:
+            held = {"narrow_level": HELD, "narrow_group": 2 * claimed.request_id, "reason": sentence}
+            reopen(connection, rows, now_us + ROUND_US, attempts_back=1, **held)
+            return
+    judged(connection, rows, code, now_us=now_us)
+    if is_lone:
+        close(connection, rows, _REFUSED)
     else:
         _halve(connection, claimed, rows, root, level, now_us, sentence)
+
+
+def judged(connection: Connection, rows: Sequence[Row[Any]], code: str, *, now_us: int) -> None:
+    """Let go of lone people who were held: some of their request were judged otherwise, so it is they who are bad."""
+    root = rows[0].narrow_root if rows else None
+    if root is None or rows[0].narrow_level == WHOLE:
+        return
+    other = select(request.c.id).where(_judged_within(root), request.c.code != code).limit(1)
+    if code != "accepted" and connection.execute(other).first() is None:
+        return
+    let_go = (
+        update(part)
+        .where(part.c.narrow_root == root, part.c.narrow_level == HELD, part.c.state == PartState.OPEN)
+        .values(_REFUSED)
+        .returning(part.c.stage_id)
+    )
+    refold(connection, set(connection.execute(let_go).scalars()), cause=f"narrowing:{root}", now_us=now_us)
 
 
 def _halve(
@@ -62,28 +94,46 @@ def _halve(
     now_us: int,
     sentence: str,
 ) -> None:
+    due_us = _next_round(connection, root, now_us)
     # A request is cut once, so its id makes two group names nobody else uses.
     front, back = 2 * claimed.request_id, 2 * claimed.request_id + 1
     again = {"narrow_level": level + 1, "narrow_root": root, "reason": sentence}
     if len(rows) > 1:
         middle = len(rows) // 2
-        reopen(connection, rows[:middle], now_us, attempts_back=1, narrow_group=front, **again)
-        reopen(connection, rows[middle:], now_us, attempts_back=1, narrow_group=back, **again)
+        reopen(connection, rows[:middle], due_us, attempts_back=1, narrow_group=front, **again)
+        reopen(connection, rows[middle:], due_us, attempts_back=1, narrow_group=back, **again)
         return
     row = rows[0]
-    reopen(connection, rows, now_us, attempts_back=1, narrow_group=back, **again)
+    reopen(connection, rows, due_us, attempts_back=1, narrow_group=back, **again)
     people, _ = halves(spans_from_text(row.spans))
-    opened = {"state": PartState.OPEN, "request_id": None, "due_us": now_us, "attempts": row.attempts - 1}
+    opened = {"state": PartState.OPEN, "request_id": None, "due_us": due_us, "attempts": row.attempts - 1}
     split(connection, row, people, {**opened, **again, "narrow_group": front})
 
 
-def _all_alike(connection: Connection, root: int, claimed: ClaimedRequest, code: str) -> bool:
-    """Whether every call of the first two levels, this one included, was refused with the same code."""
-    query = select(request.c.code).where(
-        request.c.narrow_root == root, request.c.narrow_level.in_((1, 2)), request.c.id != claimed.request_id
+def _judged_within(root: int) -> Any:
+    """The condition on requests that Criteo has judged: the narrowed one, and its halves of the deciding levels."""
+    halved = (request.c.narrow_root == root) & request.c.narrow_level.in_(DECIDING)
+    return or_(request.c.id == root, halved) & (request.c.state == "settled")
+
+
+def _all_alike(
+    connection: Connection, root: int, claimed: ClaimedRequest, rows: Sequence[Row[Any]], code: str
+) -> bool | None:
+    """Whether all halves of the deciding levels were refused with this code; None while some were not judged yet."""
+    other = select(request.c.id).where(_judged_within(root), request.c.id != claimed.request_id, request.c.code != code)
+    if connection.execute(other.limit(1)).first() is not None:
+        return False
+    waiting = (
+        select(part.c.id)
+        .where(
+            part.c.narrow_root == root,
+            part.c.narrow_level.in_(DECIDING),
+            part.c.state.in_((PartState.OPEN, PartState.CLAIMED)),
+            part.c.id.not_in([row.id for row in rows]),
+        )
+        .limit(1)
     )
-    codes = [*connection.execute(query).scalars(), code]
-    return code != "accepted" and len(codes) == ALIKE and set(codes) == {code}
+    return None if connection.execute(waiting).first() is not None else True
 
 
 def _refuse_whole(
@@ -99,10 +149,14 @@ def _refuse_whole(
     )
 
 
-def _calls(connection: Connection, root: int) -> int:
-    """Count the calls a narrowing has cost, or will cost for certain."""
-    made = select(func.count()).select_from(request).where(request.c.narrow_root == root)
-    planned = select(func.count(func.distinct(part.c.narrow_group))).where(
+def _next_round(connection: Connection, root: int, now_us: int) -> int:
+    """Return when two more calls of a narrowing may be made: now, or in the first half hour that has room for them."""
+    made = select(func.count()).where(request.c.narrow_root == root, request.c.claimed_us > now_us - ROUND_US)
+    groups = select(func.count(func.distinct(part.c.narrow_group))).where(
         part.c.narrow_root == root, part.c.state == PartState.OPEN
     )
-    return int(connection.execute(made).scalar_one()) + int(connection.execute(planned).scalar_one())
+    due = int(connection.execute(groups.where(part.c.due_us <= now_us)).scalar_one())
+    if int(connection.execute(made).scalar_one()) + due + 2 <= MAX_CALLS:
+        return now_us
+    later = int(connection.execute(groups.where(part.c.due_us > now_us)).scalar_one())
+    return now_us + ROUND_US * (1 + (later + 2) // MAX_CALLS)

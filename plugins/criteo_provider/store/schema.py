@@ -297,7 +297,8 @@ request = Table(
     Column("claimed_us", BigInteger, nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
-    Column("state", Text, nullable=False),  # in_flight, settled, unknown (answer lost), expired (owner lost)
+    # in_flight, released (unsent), settled (judged by Criteo), failed, unknown (answer lost), expired (owner lost)
+    Column("state", Text, nullable=False),
     Column("code", Text),
     Column("valid", Integer),
     Column("invalid", Integer),

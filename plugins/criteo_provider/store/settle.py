@@ -25,7 +25,7 @@ from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import people_of, split
 from criteo_provider.store.late_arrivals import may_have_arrived, send_last_intents_again
-from criteo_provider.store.narrow import narrow
+from criteo_provider.store.narrow import judged, narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices
@@ -48,6 +48,7 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
     _lock_stages(connection, {row.stage_id for row in rows})
     match outcome:
         case Accepted():
+            judged(connection, rows, outcome.code, now_us=now_us)
             _accept(connection, claimed, rows, outcome, now_us, jitter)
             _heal(connection, claimed, now_us)
         case Busy():
@@ -116,7 +117,9 @@ def revive(connection: Connection, *, now_us: int) -> int:
 def set_right(connection: Connection, *, now_us: int) -> None:
     """Let go on what waits for a moment further ahead than any wait: the clock has stepped back since."""
     connection.execute(
-        update(part).where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US).values(due_us=now_us)
+        update(part)
+        .where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US, part.c.narrow_root.is_(None))
+        .values(due_us=now_us)
     )
 
 
@@ -215,13 +218,15 @@ def _carve_out(connection: Connection, rows: Sequence[Row[Any]], sample: Sequenc
 
 
 def _end_request(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, now_us: int) -> None:
-    # A lost answer may still take effect at Criteo: the request counts as in flight until its lease is over.
-    lost = isinstance(outcome, Unavailable) and outcome.maybe_applied
+    state = "settled" if isinstance(outcome, (Accepted, Refused)) else "failed"
+    if isinstance(outcome, Unavailable) and outcome.maybe_applied:
+        # A lost answer may still take effect at Criteo: the request counts as in flight until its lease is over.
+        state = "unknown"
     connection.execute(
         update(request)
         .where(request.c.id == claimed.request_id, request.c.state == "in_flight")
         .values(
-            state="unknown" if lost else "settled",
+            state=state,
             ended_us=now_us,
             code=outcome.code,
             valid=outcome.valid if isinstance(outcome, Accepted) else None,
