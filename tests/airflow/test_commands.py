@@ -192,8 +192,11 @@ def test_retry_brings_errored_users_back_and_says_by_whom(airflow: Airflow, tmp_
     code, said = airflow("retry", "nowhere", "--reason", "x")
     assert (code, said) == (1, "There is no such canvas or step. Known are: example add.\n")
     with closing(open_house()) as house:
-        assert [(one.why, one.people) for one in house.ledger.requeues()] == [("once more", 0), ("Criteo was down", 3)]
-        assert all(one.who for one in house.ledger.requeues())
+        assert [(one.why, one.people) for one in house.ledger.requeues.told()] == [
+            ("once more", 0),
+            ("Criteo was down", 3),
+        ]
+        assert all(one.who for one in house.ledger.requeues.told())
 
 
 def test_drop_takes_only_what_no_file_declares(airflow: Airflow, include: Path) -> None:

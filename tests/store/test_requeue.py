@@ -28,7 +28,7 @@ def test_errored_users_are_pending_again_for_a_fresh_window(world: World) -> Non
     """Only who is Errored comes back, at once, with 13 new hours from the next attempt; the metric rows say why."""
     errored(world)
     assert world.numbers("add") == (10, 0, 1, 0, 9)
-    assert world.ledger.requeue("vip", "add", who="ada", why="Criteo was down", now_us=world.now_us) == 9
+    assert world.ledger.requeues.requeue("vip", "add", who="ada", why="Criteo was down", now_us=world.now_us) == 9
     assert world.numbers("add") == (10, 0, 1, 9, 0)
     assert world.numbers("also") == (10, 0, 1, 0, 9)
     claimed = world.claim()
@@ -41,7 +41,7 @@ def test_errored_users_are_pending_again_for_a_fresh_window(world: World) -> Non
     assert last is not None
     world.settle(last)
     assert world.numbers("add") == (10, 9, 1, 0, 0)
-    (told,) = world.ledger.requeues()
+    (told,) = world.ledger.requeues.told()
     assert (told.canvas, told.step, told.who, told.why, told.people) == ("vip", "add", "ada", "Criteo was down", 9)
     with world.engine.connect() as connection:
         rows = connection.execute(select(metric.c.metric, metric.c.value).where(metric.c.cause == "requeue:1"))
@@ -57,10 +57,10 @@ def test_all_of_a_canvas_or_of_everything_and_nobody_twice(world: World, monkeyp
     synced = world.claim()
     assert synced is not None
     world.settle(synced, Accepted(3, 1, (digest(200).hex(),)))
-    assert world.ledger.requeue(None, None, who="ada", why="all of it", now_us=world.now_us) == 2 * 63
+    assert world.ledger.requeues.requeue(None, None, who="ada", why="all of it", now_us=world.now_us) == 2 * 63
     assert world.numbers("add") == world.numbers("also") == (70, 0, 7, 63, 0)
     assert world.numbers("more") == (4, 3, 1, 0, 0)
-    assert world.ledger.requeue("vip", None, who="ada", why="again", now_us=world.now_us) == 0
+    assert world.ledger.requeues.requeue("vip", None, who="ada", why="again", now_us=world.now_us) == 0
 
 
 def test_a_later_intent_wins_over_a_re_queue(world: World) -> None:
@@ -75,7 +75,7 @@ def test_a_later_intent_wins_over_a_re_queue(world: World) -> None:
     removal = world.claim()
     assert removal is not None
     world.settle(removal)
-    world.ledger.requeue("in", None, who="ada", why="again", now_us=world.now_us)
+    world.ledger.requeues.requeue("in", None, who="ada", why="again", now_us=world.now_us)
     again = world.claim()
     assert again is not None
     assert sorted(world.sent(again)) == sorted(map(digest, [0, 1, 3]))

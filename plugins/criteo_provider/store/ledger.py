@@ -37,13 +37,12 @@ from criteo_provider.store import (
     troubles,
 )
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import requeue as requeuing
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import reading, unwritable, writing
 from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
-from criteo_provider.store.requeue import Requeue
+from criteo_provider.store.requeue import Requeues
 from criteo_provider.store.schema import audience, look, part, source_cursor, trouble
 
 T = TypeVar("T")
@@ -59,6 +58,7 @@ class Ledger:
         self.engine = engine
         self.opt_outs = OptOuts(engine, self._write)
         self.keeping = Keeping(engine, self._write)
+        self.requeues = Requeues(engine, self._write)
 
     # --- canvases
 
@@ -232,22 +232,6 @@ class Ledger:
             return gone.give_up(connection, now_us=now_us) + settle.expire(connection, now_us=now_us)
 
         return self._write(verb)
-
-    def requeue(self, canvas_id: str | None, step_name: str | None, *, who: str, why: str, now_us: int) -> int:
-        """Have whoever is Errored tried again, for a fresh patience window; return how many users that were."""
-        while self.sweep(now_us=now_us):
-            pass  # whoever reads as Errored is recorded as such first
-        asked = self._write(
-            lambda connection: requeuing.begin(connection, canvas_id, step_name, who=who, why=why, now_us=now_us)
-        )
-        while self._write(lambda connection: requeuing.bring_back(connection, asked, now_us=now_us)):
-            pass
-        return self.requeues()[0].people
-
-    def requeues(self) -> list[Requeue]:
-        """Return who had whom tried again, and why; latest first."""
-        with reading(self.engine) as connection:
-            return requeuing.told(connection)
 
     # --- audiences and troubles
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from criteo_provider.core.model import Metric, PartState
+from criteo_provider.store.engine import reading
 from criteo_provider.store.schema import part, stage, step
 from criteo_provider.store.schema_order import requeue
+from criteo_provider.store.settle import expire
 from criteo_provider.store.standings import refold
 from criteo_provider.store.unwanted import close_unwanted
 
@@ -26,6 +30,28 @@ class Requeue:
     why: str
     at_us: int
     people: int
+
+
+class Requeues:
+    """Whom a person has tried again; ``write`` runs a verb in one transaction that writes."""
+
+    def __init__(self, engine: Engine, write: Callable[[Callable[[Connection], Any]], Any]) -> None:
+        self._engine, self._write = engine, write
+
+    def requeue(self, canvas_id: str | None, step_name: str | None, *, who: str, why: str, now_us: int) -> int:
+        """Have whoever is Errored tried again, for a fresh patience window; return how many users that were."""
+        while self._write(lambda connection: expire(connection, now_us=now_us)):
+            pass  # whoever reads as Errored is recorded as such first
+        asked = self._write(lambda connection: begin(connection, canvas_id, step_name, who=who, why=why, now_us=now_us))
+        while self._write(lambda connection: bring_back(connection, asked, now_us=now_us)):
+            pass
+        return self.told()[0].people
+
+    def told(self) -> list[Requeue]:
+        """Return who had whom tried again, and why; latest first."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(requeue).order_by(requeue.c.id.desc())).all()
+        return [Requeue(row.canvas_id, row.step, row.who, row.why, row.at_us, row.people) for row in rows]
 
 
 def begin(
@@ -76,11 +102,3 @@ def bring_back(connection: Connection, requeue_id: int, *, now_us: int) -> bool:
         .values(people=requeue.c.people + back, parts=requeue.c.parts + opened)
     )
     return len(stage_ids) == MOST_STAGES
-
-
-def told(connection: Connection) -> list[Requeue]:
-    """Return all re-queues, latest first."""
-    query = select(requeue).order_by(requeue.c.id.desc())
-    return [
-        Requeue(row.canvas_id, row.step, row.who, row.why, row.at_us, row.people) for row in connection.execute(query)
-    ]

@@ -139,7 +139,7 @@ class House:
 
     def requeue(self, canvas_id: str | None, step: str | None = None, *, who: str, why: str) -> int:
         """Have the Errored users of a canvas (of all, of one step) tried again for a fresh window; return how many."""
-        return self.ledger.requeue(canvas_id, step, who=who, why=why, now_us=self._clock.now_us())
+        return self.ledger.requeues.requeue(canvas_id, step, who=who, why=why, now_us=self._clock.now_us())
 
     def upgrade(self) -> str:
         """Bring the ledger up to date and say so."""
