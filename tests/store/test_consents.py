@@ -255,6 +255,9 @@ def test_a_refresh_token_serves_one_connection(ledger: Ledger) -> None:
     with pytest.raises(Misconfigured, match="connection mine uses this one") as refusal:
         ledger.consents.seed("yours", "app", SEED)
     assert SEED not in str(refusal.value)
+    ledger.consents.forget("mine")
+    ledger.consents.seed("yours", "app", SEED)
+    assert ledger.consents.current("yours") is not None
 
 
 def test_many_processes_take_a_seed_once(ledger: Ledger) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from criteo_provider.core.model import Operation
 from tests.world import World, canvas, crowd, step
 
@@ -42,6 +44,10 @@ def test_a_step_that_is_not_declared_wants_nothing(world: World) -> None:
     """Its people wait for a person; people behind a delay do not want a request yet."""
     world.declare(canvas("vip", step("add", is_last=False), step("later", audience="Late", delay_s=3600, position=1)))
     world.enter("vip", crowd(range(5)))
+    assert streams(world) == 1
+    world.declare(canvas("vip", replace(step("add"), paused=True)))
+    assert streams(world) == 0
+    world.declare(canvas("vip", step("add")))
     assert streams(world) == 1
     world.declare()
     assert streams(world) == 0

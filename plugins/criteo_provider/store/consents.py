@@ -119,7 +119,8 @@ class Consents:
         with self._engine.connect() as connection:
             rows = connection.execute(
                 select(consent.c.connection_id, consent.c.seed).where(
-                    (consent.c.connection_id == conn_id) & (consent.c.role != CANDIDATE) | (consent.c.seed == mark)
+                    (consent.c.connection_id == conn_id) & (consent.c.role != CANDIDATE)
+                    | (consent.c.seed == mark) & (consent.c.role != FORGOTTEN)
                 )
             ).all()
         if any(row.connection_id == conn_id and row.seed == mark for row in rows):

@@ -12,11 +12,12 @@ LIVE_FOR_US = 600_000_000
 
 def live_streams(connection: Connection, conn_id: str, *, now_us: int) -> int:
     """Count lanes (audience, operation, identifier type) of declared steps that had people lately, or have some due."""
+    at_work = step.c.declared, step.c.paused_us.is_(None), step.c.held_us.is_(None)
     lanes = (
         select(step_version.c.audience_id, step_version.c.operation)
         .join(step, step.c.id == step_version.c.step_id)
         .join(audience, audience.c.id == step_version.c.audience_id)
-        .where(audience.c.connection_id == conn_id, step.c.declared, step.c.paused_us.is_(None))
+        .where(audience.c.connection_id == conn_id, *at_work)
         .distinct()
     )
     # One lane at a time: over all at once PostgreSQL would read every part there ever was.
