@@ -119,6 +119,9 @@ def _config_section() -> dict[str, object]:
             "include_folder": _option(
                 "The folder with ``canvases/`` and ``segments/``. Empty: ``include`` beside the dags folder.",
             ),
+            "idle_check": _option(
+                "Seconds after which the retry DAG looks at a connection nobody was sent through. Empty: 900.",
+            ),
             "guidelines_acknowledged": _option(
                 "``required``: a canvas is launched only if its Criteo connection says that Criteo's advertising and "
                 "brand-safety guidelines are acknowledged. Empty: nobody is asked.",

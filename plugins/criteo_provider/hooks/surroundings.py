@@ -47,8 +47,20 @@ def surroundings() -> Surroundings:
         executor=executor(),
         first_probe_s=first_probe_s(),
         source_stamp=partial(source_stamp, connections),
+        idle_check_s=_idle_check_s(),
         guidelines_required=airflow_inside.setting("criteo", "guidelines_acknowledged") == "required",
     )
+
+
+def _idle_check_s() -> float:
+    written = airflow_inside.setting("criteo", "idle_check") or "900"
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = 0.0
+    if not 60 <= seconds <= 86_400:
+        raise Misconfigured("[criteo] idle_check: has to be a number of seconds, from 60 to 86400. Write it like 900.")
+    return seconds
 
 
 def source_stamp(connections: Connections, canvas: Canvas) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Table, select, update
+from sqlalchemy import Connection, Engine, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core.quota import WARN_FROM, nearly_full
@@ -130,6 +130,21 @@ class Launches:
             ):
                 used.setdefault(row.connection_id, set()).add(row.ad_account)
         return used
+
+    def last_used(self) -> dict[str, int]:
+        """Return when each connection that declared steps of launched canvases need was last sent through."""
+        query = (
+            select(audience.c.connection_id, func.max(audience.c.served_us).label("used_us"))
+            .join(step_version, step_version.c.audience_id == audience.c.id)
+            .join(step, step.c.version_id == step_version.c.id)
+            .join(canvas, canvas.c.id == step.c.canvas_id)
+            .where(canvas.c.launched_us.is_not(None), step.c.declared)
+            .group_by(audience.c.connection_id)
+        )
+        with reading(self._engine) as connection:
+            # What was launched and never sent through was looked at when it was launched.
+            launched_us = connection.execute(select(func.max(canvas.c.launched_us))).scalar() or 0
+            return {row.connection_id: row.used_us or launched_us for row in connection.execute(query)}
 
     def seen_full(self, connection_id: str, ad_account: str, audiences: int, *, now_us: int) -> None:
         """Remember how many audiences an ad account has, as a search has just counted them."""

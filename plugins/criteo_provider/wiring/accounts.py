@@ -147,6 +147,10 @@ class Accounts:
         for ad_account in ad_accounts:
             self._ledger().healed("ad_account", f"{conn_id}/{ad_account}", now_us=self._now_us())
 
+    def checked_us(self) -> dict[str, int]:
+        """Return when each connection was last looked at."""
+        return {conn_id: one.at_us for conn_id, one in self._book.checkups().items()}
+
     # --- what people see
 
     def look(self, conn_id: str) -> ConnectionRow:

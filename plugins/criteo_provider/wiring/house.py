@@ -7,7 +7,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
@@ -39,6 +39,7 @@ from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor
 from criteo_provider.wiring.desk import Desk
 from criteo_provider.wiring.handovers import HandOvers
+from criteo_provider.wiring.idle import Idle
 from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
@@ -67,8 +68,8 @@ class House:
         work = self.ledger.open_work(now_us=now_us)
         ahead, problems = self._sources_ahead(now_us)
         return Waiting(
-            fresh=ahead or bool(work.due_fresh or work.due_steps or work.unresolved),
-            retry=bool(work.due_retry or work.overdue),
+            fresh=ahead or bool(work.due_fresh or work.due_steps or work.unresolved or work.doomed),
+            retry=bool(work.due_retry or work.overdue or work.doomed or self.idle.due()),
             problems=problems,
             next_due_s=None if work.next_due_us is None else max(0.0, (work.next_due_us - now_us) / 1e6),
         )
@@ -85,7 +86,11 @@ class House:
         ledger, now_us = self.ledger, self._clock.now_us
         chosen = Role(role)
         ending = threading.Event()
-        with self.launch.begin(ending) as launching, self._senders(chosen, ending) as senders:
+        with (
+            self.launch.begin(ending) as launching,
+            self._senders(chosen, ending) as senders,
+            self.idle.looked_at(stop) if chosen is Role.RETRY else nullcontext(),
+        ):
             return drain(
                 self._readers(launching) if chosen is Role.FRESH else [],
                 senders,
@@ -176,6 +181,11 @@ class House:
     def preflight(self) -> Preflight:
         """What canvases need before they are launched."""
         return Preflight(self)
+
+    @cached_property
+    def idle(self) -> Idle:
+        """Connections nobody sends through."""
+        return Idle(self)
 
     @cached_property
     def launch(self) -> Launch:

@@ -50,6 +50,7 @@ class Surroundings:
     # Changes when a connection the source of a canvas uses has changed; tells nothing of it.
     source_stamp: Callable[[Canvas], str] = lambda _canvas: ""
     guidelines_required: bool = False
+    idle_check_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)
