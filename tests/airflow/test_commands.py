@@ -337,3 +337,42 @@ def test_the_fernet_key_is_rotated(airflow: Airflow, sandbox: Sandbox, monkeypat
     assert code == 1
     assert "The consent of criteo_default is under a key that is not among them" in said
     assert brought not in said
+
+
+def test_audiences(airflow: Airflow, sandbox: Sandbox) -> None:
+    """A list can be made by hand, once; it is listed with who uses it, and its size is never a bare 0."""
+    code, said = airflow("audiences", "list", "--output", "json")
+    (row,) = json.loads(said)
+    assert (code, row["audience"], row["criteo_id"], row["used_by"]) == (0, "Everybody", "", "example / add (add)")
+    assert row["state"] == "not at Criteo yet: nobody has needed it"
+    for what in ("is created", "was there already"):
+        code, said = airflow("audiences", "create", "Everybody", "--ad-account", "1001")
+        assert code == 0, said
+        assert said.startswith(f"Audience “Everybody” {what} in ad account 1001: Criteo id ")
+    code, said = airflow("audiences", "list", "--output", "json")
+    (row,) = json.loads(said)
+    assert (row["origin"], row["state"], row["criteo_id"] != "") == ("created here", "ok", True)
+    code, said = airflow("audiences", "sizes", "--output", "json")
+    (size,) = json.loads(said)
+    assert code == 0
+    assert size["identifiers"] == size["matches"] == size["match_rate"] == "not counted yet, or hidden"
+    assert "hides sizes under about 1,000" in size["note"]
+    assert airflow("audiences", "sizes", "Nobody")[0] == 1
+    sandbox.delete_segment(row["criteo_id"])
+    code, said = airflow("audiences", "sizes", "--output", "json")
+    assert code == 1
+    assert "not at Criteo any more" in json.loads(said)[0]["note"]
+
+
+def test_an_audience_is_not_made_where_nobody_may(airflow: Airflow) -> None:
+    """An ad account that did not consent is one sentence and exit code 1."""
+    code, said = airflow("audiences", "create", "New", "--ad-account", "4711")
+    assert code == 1
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_status_says_how_steps_fare(airflow: Airflow) -> None:
+    """A canvas that was never launched is told, and one that does not exist is exit code 1."""
+    code, said = airflow("status", "example", "--output", "json")
+    assert (code, json.loads(said)[0]["state"]) == (0, "not launched")
+    assert airflow("status", "nobody")[0] == 1

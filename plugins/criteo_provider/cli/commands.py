@@ -98,13 +98,15 @@ def db_rotate_key(_args: Namespace) -> bool:
 
 @command
 def status(args: Namespace) -> bool:
-    """Show the seven metrics of each step."""
+    """Show how each step fares, with its seven metrics."""
     with closing(open_house()) as house:
-        rows = [numbers_row(step) for step in house.numbers() if args.canvas in (None, step.canvas)]
-        slow = [f"Connection {one.connection_id}: {one.sentence}." for one in house.flush() if one.sentence]
+        states = house.audiences.states()
+        numbers = [step for step in house.numbers() if args.canvas in (None, step.canvas)]
+        rows = [{**numbers_row(step), "state": states.get((step.canvas, step.step), "")} for step in numbers]
+    if args.canvas and not rows:
+        print(f"The ledger knows no canvas {args.canvas}; `airflow criteo preflight` may say why.", file=sys.stderr)
+        return False
     AirflowConsole().print_as(rows, output=args.output)
-    for sentence in slow:
-        print(sentence, file=sys.stderr)  # beside the table, so that scripts still read it
     return True
 
 

@@ -25,6 +25,9 @@ _CANVAS_TO_RETRY = Arg(("canvas",), nargs="?", help="the canvas whose Errored us
 _STEP_TO_RETRY = Arg(("step",), nargs="?", help="only this step of it")
 _REASON = Arg(("--reason",), required=True, help="why they are tried again; kept beside your name")
 _ALL = Arg(("--all",), action="store_true", help="the Errored users of all canvases")
+_NAME = Arg(("name",), help="the exact name of the audience")
+_MAYBE_NAME = Arg(("name",), nargs="?", help="only audiences of this name")
+_AD_ACCOUNT = Arg(("--ad-account",), required=True, help="Criteo's number of the ad account")
 _PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
 
 
@@ -62,6 +65,7 @@ def get_cli_commands() -> list[CLICommand]:
                     func=lazy_load_command("criteo_provider.cli.records.person"),
                     args=(_NAMED, ARG_OUTPUT, ARG_VERBOSE),
                 ),
+                GroupCommand(name="audiences", help="Contact lists at Criteo", subcommands=_audiences()),
                 GroupCommand(name="accounts", help="Criteo ad accounts of a connection", subcommands=_accounts()),
                 GroupCommand(name="db", help="The ledger", subcommands=_ledger()),
                 ActionCommand(
@@ -105,6 +109,29 @@ def _accounts() -> tuple[ActionCommand, ...]:
     )
 
 
+def _audiences() -> tuple[ActionCommand, ...]:
+    return (
+        ActionCommand(
+            name="list",
+            help="the audiences canvases name: Criteo id, created here or found, who uses them, how they fare",
+            func=_lazy("audiences_list", room="audiences"),
+            args=(ARG_OUTPUT, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="create",
+            help="find or create a contact list by hand; a launch does it by itself",
+            func=_lazy("audiences_create", room="audiences"),
+            args=(_NAME, _AD_ACCOUNT, _CONN_ID, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="sizes",
+            help="identifiers, matches and match rate as Criteo counted them; exit code 1 if one cannot be asked",
+            func=_lazy("audiences_sizes", room="audiences"),
+            args=(_MAYBE_NAME, ARG_OUTPUT, ARG_VERBOSE),
+        ),
+    )
+
+
 def _ledger() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
@@ -133,5 +160,5 @@ def _ledger() -> tuple[ActionCommand, ...]:
     )
 
 
-def _lazy(command: str):  # type: ignore[no-untyped-def]  # Airflow's own helper is not typed
-    return lazy_load_command(f"criteo_provider.cli.commands.{command}")
+def _lazy(command: str, *, room: str = "commands"):  # type: ignore[no-untyped-def]  # Airflow's own helper is not typed
+    return lazy_load_command(f"criteo_provider.cli.{room}.{command}")

@@ -34,6 +34,7 @@ from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.store.troubles import FIRST_PROBE_OPTION
 from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.alarms import Alarms
+from criteo_provider.wiring.audiences import Audiences
 from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor
@@ -181,6 +182,11 @@ class House:
     def preflight(self) -> Preflight:
         """What canvases need before they are launched."""
         return Preflight(self)
+
+    @cached_property
+    def audiences(self) -> Audiences:
+        """The contact lists of this workspace."""
+        return Audiences(self)
 
     @cached_property
     def idle(self) -> Idle:
