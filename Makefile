@@ -7,7 +7,7 @@ ORACLE := .venv/oracle-2027.1
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
 .DEFAULT_GOAL := help
-.PHONY: help venv run add-person backfill test fast check lock clean
+.PHONY: help venv run add-person backfill test fast check bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
 
 check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
 	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile
+
+bench: $(INSTALLED) ## how fast, beside what one would write instead; B=--quick takes under a minute
+	@.venv/bin/python -m bench $(B)
 
 lock: $(INSTALLED) ## pin the dependencies named in pyproject.toml (U=--upgrade takes the newest)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements-dev.txt $(U)

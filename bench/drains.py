@@ -36,7 +36,7 @@ class Drained:
     @property
     def cpu_s(self) -> float:
         """CPU seconds of all workers."""
-        return sum(one["cpu_s"] for one in self.workers)
+        return sum(float(one["cpu_s"]) for one in self.workers)
 
     @property
     def users_per_s(self) -> float:

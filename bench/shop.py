@@ -14,10 +14,10 @@ from cryptography.fernet import Fernet
 
 from criteo_provider.core.ports import Source
 from criteo_provider.sandbox.state import ADVERTISERS, CLIENT_ID, CLIENT_SECRET
-from criteo_provider.settings.canvas import Canvas
 from criteo_provider.sources.files import FilesSource
 from criteo_provider.sources.sql import SqlSource
 from criteo_provider.wiring import CriteoConnection, House, Surroundings
+from criteo_provider.wiring.surroundings import Sourced
 
 TABLE = """
 CREATE TABLE people (serial INTEGER PRIMARY KEY, customer TEXT, email TEXT, ads INTEGER, added_at TEXT)
@@ -65,13 +65,23 @@ def as_parquet(path: Path, folder: Path, *, rows_per_file: int = 1_000_000) -> N
 
 
 def write_canvas(
-    include: Path, canvas_id: str, *, audiences: int = 1, parquet: Path | None = None, flush: str = "1s"
+    include: Path,
+    canvas_id: str,
+    *,
+    audiences: int = 1,
+    parquet: Path | None = None,
+    connection: str = "shop",
 ) -> None:
     """Declare a canvas that adds everybody of the shop to so many audiences."""
     (include / "segments").mkdir(parents=True, exist_ok=True)
     (include / "segments" / "people.sql").write_text(QUERY)
     (include / "canvases").mkdir(exist_ok=True)
-    sql = {"connection": "shop", "query": "segments/people.sql", "cursor": ["added_at", "serial"], "late_commit": "60s"}
+    sql = {
+        "connection": connection,
+        "query": "segments/people.sql",
+        "cursor": ["added_at", "serial"],
+        "late_commit": "60s",
+    }
     files = {"path": str(parquet), "pattern": "*.parquet"}
     steps = [
         {
@@ -88,7 +98,7 @@ def write_canvas(
     declared = {
         "name": canvas_id,
         "owner": "bench",
-        "flush": flush,
+        "flush": "1s",
         "entry": {
             "user_key": "customer",
             "source": {"files": files} if parquet else {"sql": sql},
@@ -100,10 +110,10 @@ def write_canvas(
     (include / "canvases" / f"{canvas_id}.yaml").write_text(yaml.safe_dump(declared))
 
 
-def source_of(shop: Path) -> Callable[[Canvas], Source]:
+def source_of(shop: Path) -> Callable[[Sourced], Source]:
     """Build the source a canvas declares, as the hooks of Airflow would."""
 
-    def source(canvas: Canvas) -> Source:
+    def source(canvas: Sourced) -> Source:
         declared: Any = canvas.entry.source.chosen
         if canvas.entry.source.files:
             return FilesSource(

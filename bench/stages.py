@@ -13,6 +13,7 @@ from cryptography.fernet import Fernet
 
 from bench.measure import MILLION, Row, Stopwatch, cpu_of
 from bench.shop import open_house, write_canvas
+from criteo_provider.core import identifiers
 from criteo_provider.core.model import ClaimedRequest, Role
 from criteo_provider.flow import packing
 from criteo_provider.sandbox.running import Sandbox
@@ -62,15 +63,23 @@ def stage_costs(
 
 def _enter(house: House, watch: Stopwatch) -> None:
     """Run the real Enter, with a stopwatch at the doors between its rooms."""
-    (reader,) = house._readers()
-    reader.enter._begin_packing = packing.pack_here
+    stop = threading.Event()
+    with house.launch.begin(stop) as launching:
+        if not launching.is_launched(house.canvases.canvases[0]):
+            raise RuntimeError("The canvas of the stages was not launched.")
+        (reader,) = house._readers(launching)
+        _tick(reader.enter, stop, watch)
+
+
+def _tick(enter: Any, stop: threading.Event, watch: Stopwatch) -> None:
+    enter._begin_packing = packing.pack_here
     inside = Stopwatch()
-    source: Any = reader.enter._source
+    source = enter._source
     pages = source.pages
     with _watched(inside):
         source.pages = lambda *args, **names: _timed_pages(inside, pages(*args, **names))
         began_s = time.thread_time()
-        reader.enter.tick(threading.Event())
+        enter.tick(stop)
         whole_s = time.thread_time() - began_s
     watch.cpu_s.update(inside.cpu_s)
     watch.cpu_s["enter: the rest"] = whole_s - sum(inside.cpu_s.values())
@@ -113,8 +122,8 @@ class _watched:
 
         self._watch = watch
         self._doors: list[tuple[Any, str, str]] = [
-            (packing.identifiers, "user_key", "user key"),
-            (packing.identifiers, "normalise", "normalise + hash"),
+            (identifiers, "user_key", "user key"),
+            (identifiers, "normalise", "normalise + hash"),
             (packing, "pack", "pack"),
             (Rule, "mask", "rule"),
             (Ledger, "seal", "seal"),

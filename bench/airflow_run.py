@@ -1,0 +1,173 @@
+"""The same through the real operator in a real Airflow: throughput, freshness, and what it costs to wait."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.drains import CRITEOS_LIMIT
+from bench.measure import MILLION, MemoryWatch, Row, cpu_of
+from bench.shop import fill, write_canvas
+from criteo_provider.sandbox.running import Sandbox, sandbox_process
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from local_airflow import LocalAirflow
+from processes import Household
+
+DAGS = ("criteo_audience_sync", "criteo_audience_retry")
+DAY_S = 86_400
+ENGINE = "sqlite"
+
+
+class BenchAirflow(LocalAirflow):
+    """An Airflow whose canvases are those of the benchmark."""
+
+    def _settings(self) -> dict[str, str]:
+        return {**super()._settings(), "criteo__include_folder": str(self.home.parent / "include")}
+
+
+def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
+    """Measure in an Airflow of its own; quick: seconds instead of minutes, thousands instead of millions."""
+    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 300.0, 120.0)
+    backfill = 300_000 if quick else 10 * MILLION
+    fill(place / "fresh.db", 1)
+    fill(place / "backlog.db", backlog)
+    include = place / "include"
+    write_canvas(include, "fresh", connection="fresh_shop")
+    (place / "logs").mkdir()
+    with (
+        sandbox_process(limit=CRITEOS_LIMIT, membership="count") as sandbox,
+        Household(place / "logs") as household,
+        _started(place, household, sandbox) as airflow,
+    ):
+        _wait_for(sandbox, "fresh 1", 1)
+        yield from _idle(airflow, idle_s)
+        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=5.0, for_s=idle_s)
+        yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=0.1, for_s=streaming_s)
+        write_canvas(include, "backlog", connection="backlog_shop")
+        yield from _throughput(airflow, sandbox, backlog)
+        fill(place / "backlog.db", backfill, first=backlog + 1)
+        what = "while a backfill of another canvas drains"
+        yield from _freshness(what, sandbox, place / "fresh.db", every_s=0.5, for_s=streaming_s)
+        for number in range(50):
+            write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
+        time.sleep(60.0)  # all of them are launched, and read once
+        yield from _idle(airflow, idle_s, "50 canvases, ")
+
+
+@contextmanager
+def _started(place: Path, household: Household, sandbox: Sandbox) -> Iterator[BenchAirflow]:
+    airflow = BenchAirflow(place / "airflow", place / "ledger.db")
+    airflow.start(household)
+    for name in ("fresh", "backlog"):
+        airflow.connect(f"{name}_shop", conn_type="sqlite", host=str(place / f"{name}.db"))
+    airflow.connect(
+        "criteo_default", conn_type="criteo", host=sandbox.url, login=sandbox.client_id, password=sandbox.client_secret
+    )
+    for dag_id in DAGS:
+        airflow.unpause(dag_id)
+    yield airflow
+
+
+def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterator[Row]:
+    wanted = people - people // 50  # one in 50 has no address
+    before_s = cpu_of(_root())
+    with MemoryWatch(_root()) as memory:
+        arrivals = _wait_for(sandbox, "backlog 1", wanted)
+    wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
+    both = 100 * (cpu_of(_root()) - before_s) / (2 * wall_s)
+    per_min = 60 * (len(arrivals) - 1) / max(1e-9, arrivals[-1]["arrived_s"] - arrivals[0]["arrived_s"])
+    yield Row("airflow", "paced, one audience: users a second", ENGINE, people / wall_s, "users/s")
+    yield Row("airflow", "paced, one audience: of Criteo's limit", ENGINE, 100 * per_min / CRITEOS_LIMIT, "%")
+    yield Row("airflow", "most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")
+    note = "Airflow, ledger, source and sandbox"
+    yield Row("airflow", "paced, one audience: of two cores", ENGINE, both, "%", note)
+    yield Row("airflow", "paced: most memory of a process", ENGINE, max(memory.peak_mb.values()), "MB")
+
+
+def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: float, for_s: float) -> Iterator[Row]:
+    """Commit rows one by one, and see when the request with each of them is at the sandbox."""
+    sent_before = sum(call["valid"] for call in _calls(sandbox, "fresh 1"))
+    committed = _commit_rows(shop, every_s, for_s)
+    calls = _wait_for(sandbox, "fresh 1", sent_before + len(committed))
+    waits: list[float] = []
+    taken = 0
+    for call in calls:
+        taken += call["valid"]
+        while len(waits) < min(taken - sent_before, len(committed)):
+            waits.append(call["arrived_epoch_s"] - committed[len(waits)])
+    ordered = sorted(waits)
+    for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
+        figure = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        yield Row("airflow", f"row committed to request, {what}: {name}", ENGINE, figure, "s")
+
+
+def _commit_rows(shop: Path, every_s: float, for_s: float) -> list[float]:
+    committed: list[float] = []
+    until_s = time.monotonic() + for_s
+    with closing(sqlite3.connect(shop, timeout=30)) as opened:
+        (last,) = opened.execute("SELECT max(serial) FROM people").fetchone()
+        while time.monotonic() < until_s:
+            last += 1
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            with opened:
+                row = (last, f"customer-{last}", f"fresh.{last}@example.com", 1, now)
+                opened.execute("INSERT INTO people VALUES (?, ?, ?, ?, ?)", row)
+            committed.append(time.time())
+            time.sleep(every_s)
+    return committed
+
+
+def _idle(airflow: BenchAirflow, for_s: float, what: str = "") -> Iterator[Row]:
+    """Wait until nothing runs, then see what waiting costs."""
+    time.sleep(15.0)
+    runs_before, bytes_before, cpu_before = _dag_runs(airflow), _metadata_bytes(airflow), cpu_of(_root())
+    time.sleep(for_s)
+    cores = 100 * (cpu_of(_root()) - cpu_before) / for_s
+    yield Row("airflow", f"{what}idle: all of Airflow and the sandbox", ENGINE, cores, "% of one core")
+    runs = (_dag_runs(airflow) - runs_before) * DAY_S / for_s
+    yield Row("airflow", f"{what}idle: DAG runs a day", ENGINE, runs, "runs")
+    grown_mb = (_metadata_bytes(airflow) - bytes_before) / 1e6 * DAY_S / for_s
+    yield Row("airflow", f"{what}idle: metadata database grows a day", ENGINE, grown_mb, "MB")
+
+
+def _dag_runs(airflow: BenchAirflow) -> int:
+    with closing(sqlite3.connect(f"file:{airflow.home / 'airflow.db'}?mode=ro", uri=True, timeout=30)) as metadata:
+        (runs,) = metadata.execute("SELECT count(*) FROM dag_run").fetchone()
+    return int(runs)
+
+
+def _metadata_bytes(airflow: BenchAirflow) -> int:
+    return sum(file.stat().st_size for file in airflow.home.glob("airflow.db*"))
+
+
+def _calls(sandbox: Sandbox, audience: str) -> Sequence[dict[str, Any]]:
+    ids = {str(segment["id"]) for segment in sandbox.state()["segments"] if segment["name"] == audience}
+    return [call for call in sandbox.requests() if call["operation"] == "amend" and call["segment_id"] in ids]
+
+
+def _wait_for(sandbox: Sandbox, audience: str, valid: int, *, within_s: float = 1_800.0) -> Sequence[dict[str, Any]]:
+    """Wait until so many identifiers were taken into an audience; return the calls."""
+    over, until_s = threading.Event(), time.monotonic() + within_s
+    while True:
+        calls = _calls(sandbox, audience)
+        if sum(call["valid"] for call in calls) >= valid:
+            return calls
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"{audience}: not everybody was sent within {within_s:.0f} s.")
+        over.wait(0.5)
+
+
+def _root() -> int:
+    """This process is the root of all that work here: Airflow, its tasks, the sandbox."""
+    return psutil.Process().pid

@@ -1,0 +1,75 @@
+"""The benchmark runs, and its report has every row; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as bench
+from bench import parts, report
+from bench.measure import Row
+from bench.stages import STAGES
+
+MACHINE = {
+    "date": "2026-01-01", "cpus": 2, "cpu": "CPU", "memory_gb": 4, "system": "Linux", "python": "3", "load_before": 0,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_quick_run_has_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both engines, every stage, both sources, both yardsticks, every size of ledger; and nothing is left."""
+    monkeypatch.setattr(parts, "QUICK", parts.Sizes(20_000, 60_000, 2_000, 0, 0, 0, (1_000_000,)))
+    (tmp_path / "work").mkdir()
+    assert bench.main(["--quick", "--json", str(tmp_path / "bench.json"), "--place", str(tmp_path / "work")]) == 0
+    told = json.loads((tmp_path / "bench.json").read_text())
+    assert set(told["machine"]) == set(MACHINE)
+    found = {(row["engine"], row["part"], row["what"]) for row in told["rows"]}
+    for engine in ("sqlite", "postgresql"):
+        assert {(engine, "stages", stage) for stage in STAGES} <= found
+        for source in ("sql", "parquet"):
+            assert (engine, "end to end", f"unpaced, from {source}: users a second") in found
+            assert (engine, "end to end", f"unpaced, from {source}: most memory of a process") in found
+        for question in ("numbers", "look for work", "one user's story", "nobody's story"):
+            assert (engine, "growth", f"{question}, 1 million") in found
+        ratios = [row for row in told["rows"] if row["engine"] == engine and row["part"] == "yardsticks"]
+        assert len([row for row in ratios if row["per_yardstick"] != 1.0]) == 2
+    assert all(row["value"] > 0 for row in told["rows"])
+    assert "| normalise + hash |" in capsys.readouterr().out
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_report_says_where_and_when(tmp_path: Path) -> None:
+    """Machine and date stand above the tables; engines stand side by side, a missing one empty."""
+    rows = [
+        Row("stages", "seal", "sqlite", 0.201, "CPU s per million"),
+        Row("stages", "seal", "postgresql", 0.5, "CPU s per million"),
+        Row("yardsticks", "this product", "sqlite", 500_000.4, "users/s", "", 12.34),
+    ]
+    text = report.as_text(MACHINE, rows)
+    assert text.startswith("Measured 2026-01-01 on 2 x CPU, 4 GB")
+    assert "| seal | 0.20 | 0.50 | CPU s per million |" in text
+    assert "| this product | 500,000 = 12.3x | users/s |" in text
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_page(page, text)
+    assert page.read_text() == f"before\n{report.BEGIN}\n{text}{report.END}\nafter\n"
+
+
+def test_a_page_without_its_marks_is_not_touched(tmp_path: Path) -> None:
+    """A full run must not overwrite a page it does not know."""
+    page = tmp_path / "page.md"
+    page.write_text("something else")
+    with pytest.raises(ValueError, match="marks"):
+        report.write_page(page, "figures")
+    assert page.read_text() == "something else"
+
+
+def test_the_documentation_has_a_place_for_the_figures() -> None:
+    """docs/benchmarks.md is there, with the marks between which a full run writes."""
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert page.count(report.BEGIN) == page.count(report.END) == 1
