@@ -117,7 +117,12 @@ def _config_section() -> dict[str, object]:
                 "LocalExecutor only. Empty: ``$AIRFLOW_HOME/criteo/ledger.db``.",
             ),
             "include_folder": _option(
-                "The folder with ``canvases/`` and ``segments/``. Empty: ``include`` beside the dags folder.",
+                "The folder with ``canvases/``, ``segments/``, ``opt_outs/`` and ``alerts.yaml``. "
+                "Empty: ``include`` beside the dags folder.",
+            ),
+            "first_probe_s": _option(
+                "Seconds after which something broken (a connection, an ad account, an audience, a source) is tried "
+                "again; later after 2, 4, 8 and 15 times that. Empty: 60.",
             ),
             "idle_check": _option(
                 "Seconds after which the retry DAG looks at a connection nobody was sent through. Empty: 900.",

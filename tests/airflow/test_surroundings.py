@@ -248,3 +248,20 @@ def test_a_token_under_another_fernet_key_is_a_value_error() -> None:
         new.decrypt(old.encrypt(b"made-up token"))
     assert old.key_id() != new.key_id()
     assert new.decrypt(new.encrypt(b"made-up token")) == b"made-up token"
+
+
+@pytest.mark.parametrize(("written", "seconds"), [(None, 60.0), ("", 60.0), ("1.5", 1.5)])
+def test_how_soon_something_broken_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, written: str | None, seconds: float
+) -> None:
+    """`[criteo] first_probe_s` says it in seconds; a minute where nothing is said."""
+    monkeypatch.setattr(airflow_inside, "setting", lambda _section, _key: written or None)
+    assert surroundings.first_probe_s() == seconds
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "3600", "soon", "nan"])
+def test_a_probe_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    """A number that would hammer Criteo or never try again is told with its key."""
+    monkeypatch.setattr(airflow_inside, "setting", lambda _section, _key: written)
+    with pytest.raises(Misconfigured, match=r"\[criteo\] first_probe_s"):
+        surroundings.first_probe_s()

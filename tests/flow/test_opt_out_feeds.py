@@ -149,3 +149,10 @@ def test_a_broken_feed_is_told(
             "Trouble with source opt_outs/do_not_sell: include/opt_outs/do_not_sell.yaml: canvases is empty. "
             "Write it like `canvases: all`."
         ]
+    register.declare()
+    register.tell(Person(1))
+    with closing(open_house(include, ledger_url, sandbox.url, lambda of: sql_source(register.shop.path, of))) as mended:
+        assert mended.waiting().fresh
+        drain(mended)
+        assert shoppers(sandbox) == 0
+        assert mended.take_news()[0].startswith("Over, source opt_outs/do_not_sell works again.")

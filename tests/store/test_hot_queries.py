@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, insert, select, text, update
 
+from criteo_provider.core.consent import FeedDeclaration, Withdrawal, key_marks
 from criteo_provider.core.model import Role, Status
 from criteo_provider.core.outcome import Refused
-from criteo_provider.store import people_index
+from criteo_provider.store import opt_outs, people_index
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, stage_exception, upload
 from criteo_provider.store.schema_growth import COUNTED, step_total
 from tests.world import World, canvas, crowd, step
 
 SETTLED = 10_000
-BIG = ("part", "request", "chunk", "identifiers", "upload", "stage", "stage_exception", "metric")
+FEED = "opt_outs/do_not_sell"
+BIG = ("opt_out", "part", "request", "chunk", "identifiers", "upload", "stage", "stage_exception", "metric")
 PARTIAL = (
     "ix_part_open",
     "ix_part_request",
@@ -54,6 +56,10 @@ def old(world: World) -> World:
             for table in (chunk, stage, upload, part, request):
                 names = {"name": table.name}
                 connection.execute(text(f"SELECT setval(pg_get_serial_sequence(:name, 'id'), {SETTLED + 9})"), names)
+        declared = FeedDeclaration(FEED, "Do not sell", "privacy-team", 3600, "1", None)
+        opt_outs.declare_feeds(connection, [declared], now_us=world.now_us)
+        told = [Withdrawal("user_key", mark) for mark in key_marks(f"other-{n}" for n in range(SETTLED))]
+        opt_outs.record(connection, FEED, told, now_us=world.now_us)
         connection.execute(text("ANALYZE"))
     world.pass_time(10)
     world.enter("vip", crowd(range(10, 13)))
@@ -145,6 +151,14 @@ def person_indexed(world: World) -> None:
     assert world.ledger.keeping.person("user-11", now_us=world.now_us)
 
 
+def tell_opt_out(world: World) -> None:
+    """Keep a row of an opt-out feed."""
+    hold = world.ledger.hold_cursor(FEED, "me", now_us=world.now_us, lease_s=30)
+    assert hold is not None
+    told = [Withdrawal("user_key", mark) for mark in key_marks(["user-11"])]
+    world.ledger.opt_outs.withdraw(hold, told, position=1, units=(), looks=(), now_us=world.now_us)
+
+
 HOT: dict[str, Callable[[World], Any]] = {
     "claim": claim,
     "claim nothing": lambda world: world.claim(Role.RETRY),
@@ -157,6 +171,11 @@ HOT: dict[str, Callable[[World], Any]] = {
     "live streams": live_streams,
     "numbers": lambda world: world.ledger.numbers(now_us=world.now_us),
     "index people": lambda world: world.ledger.keeping.index_more(),
+    "opt out": tell_opt_out,
+    "claim beside opt-outs": claim,
+    "opt-outs to follow": lambda world: world.ledger.opt_outs.is_unfinished(),
+    "alarms": lambda world: world.ledger.look_for_alarms(late_after_s=900, now_us=world.now_us),
+    "anything to tell": lambda world: world.ledger.is_untold(),
     "person, indexed": person_indexed,
     "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
     "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),

@@ -128,7 +128,7 @@ CLAIM_LOCK = 0x43524954454F
 
 def any_opt_outs(connection: Connection) -> bool:
     """Whether anybody has ever opted out."""
-    return connection.execute(select(opt_out.c.id).limit(1)).first() is not None
+    return connection.execute(select(func.max(opt_out.c.id))).scalar() is not None
 
 
 def withdrawn_in(

@@ -13,6 +13,8 @@ from criteo_provider.store.ledger import Ledger
 from criteo_provider.wiring.reading import feed_reader_of, is_ahead
 from criteo_provider.wiring.surroundings import Surroundings
 
+_BROKEN_FILE = "broken-file"
+
 
 class Consent:
     """The facet of the house about withdrawn consent."""
@@ -54,8 +56,14 @@ class Consent:
         now_us = self._now_us()
         ledger = self._ledger()
         ledger.opt_outs.declare([feed.declaration for feed in self.feeds.feeds], now_us=now_us)
-        for problem in self.feeds.problems:
+        wrong = {FEED_PREFIX + problem.file.stem: str(problem) for problem in self.feeds.problems}
+        for key, sentence in wrong.items():
             # Nobody would notice that nobody opts out any more: a broken feed is told like a broken source.
-            key = FEED_PREFIX + problem.file.stem
-            ledger.trouble("source", key, code="misconfigured", sentence=str(problem), now_us=now_us)
+            ledger.trouble("source", key, code=_BROKEN_FILE, sentence=sentence, now_us=now_us)
+        kept = {feed.id for feed in self.feeds.feeds}
+        for row in ledger.troubles():
+            # A file that was mended is read at once, and one that is gone has no trouble any more.
+            is_feed = row.scope == "source" and row.key.startswith(FEED_PREFIX) and row.key not in wrong
+            if is_feed and (row.code == _BROKEN_FILE or row.key not in kept):
+                ledger.healed("source", row.key, now_us=now_us)
         return self.feeds.feeds
