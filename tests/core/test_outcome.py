@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -62,7 +65,7 @@ DOCUMENTED = [
     (405, b"", Unavailable, "unknown-address"),
     (410, envelope("deprecation", "endpoint-deprecated"), Unavailable, "api-version-gone"),
     (413, b"too large", Refused, "too-large"),
-    (415, b"", Refused, "wrong-content-type"),
+    (415, b"", Unavailable, "wrong-content-type"),
     (422, b"{}", Refused, "refused-422"),
     (429, envelope("quota", "too-many-requests"), Busy, "busy"),
     (429, b"{}", Busy, "busy"),
@@ -133,6 +136,41 @@ def test_a_lone_surrogate_in_the_sample_is_dropped() -> None:
     """A sample text that cannot be encoded never reaches the code that matches samples."""
     body = amended(nbValidIdentifiers=0, nbInvalidIdentifiers=2, sampleInvalidIdentifiers=["\ud800", "ok"])
     assert outcome(200, body) == Accepted(0, 2, ("ok",))
+
+
+def test_the_page_says_what_the_function_does() -> None:
+    """docs/outcomes.md lists every documented answer with the fate the function gives it, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "outcomes.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| HTTP", "|--"))]
+    assert rows == [row for row in dict.fromkeys(map(table_row, DOCUMENTED))] + [
+        f"| no answer | {kind.value} | Unavailable | {outcome_of_exception(kind).code} | "
+        f"{'yes' if outcome_of_exception(kind).maybe_applied else 'no'} |"
+        for kind in Trouble
+    ]
+
+
+def table_row(case: tuple[int, object, type, str]) -> str:
+    """The line of the page that tells of an answer."""
+    status, body, _, _ = case
+    got = outcome(status, body)
+    applied = "yes" if isinstance(got, Unavailable) and got.maybe_applied else "no"
+    return f"| {status} | {_told(body)} | {type(got).__name__} | {got.code} | {applied} |"
+
+
+def _told(body: object) -> str:
+    if isinstance(body, bytes):
+        if not body:
+            return "nothing"
+        if body.startswith(b"<html"):
+            return "HTML"
+        return "an empty object" if body == b"{}" else "no JSON object"
+    assert isinstance(body, dict)
+    problems = [*body.get("errors", ()), *body.get("warnings", ())]
+    if problems:
+        where = "warnings" if not body.get("errors") else "errors"
+        return f"{where}: {problems[0]['type']} / {problems[0]['code']}"
+    counts = body.get("data") and body["data"]["attributes"]
+    return "data without counts" if not counts else f"counts {counts['nbValidIdentifiers']} valid"
 
 
 # ---- every answer there can be ----------------------------------------------------------------------
@@ -245,6 +283,22 @@ def test_patience_holds_tens_of_attempts(jitter: float, attempts: int) -> None:
         attempt += 1
         waited_s += retry_wait_s(attempt, jitter=jitter)
     assert attempts <= attempt <= 10 * attempts
+
+
+def test_a_long_outage_ends_without_a_stampede() -> None:
+    """Two thousand requests that failed together for six hours come back spread over 20 minutes, not at once."""
+    chance = Random(1)
+    back_s: list[float] = []
+    for _ in range(2_000):
+        at_s, attempt = 0.0, 0
+        while at_s < 6 * 3600:
+            attempt += 1
+            at_s += retry_wait_s(attempt, jitter=chance.random())
+        back_s.append(at_s - 6 * 3600)
+    minutes = Counter(int(wait_s // 60) for wait_s in back_s)
+    assert max(back_s) <= 1200
+    assert max(minutes.values()) <= 250  # an even spread is 100 a minute; full jitter favours the first ones
+    assert len(minutes) >= 18
 
 
 # ---- no answer --------------------------------------------------------------------------------------

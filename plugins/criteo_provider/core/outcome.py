@@ -144,7 +144,7 @@ def answer_of(
         return _token_refused(code)
     if status == 403:
         return _not_permitted(code)
-    if status in (404, 405, 410):
+    if status in (404, 405, 410, 415):
         return _wrong_address(status)
     if status in (407, 408, 425) or not 400 <= status < 500:
         return _server_trouble(status, retry_after_s(headers, now_s=now_s))
@@ -230,6 +230,9 @@ def _wrong_address(status: int) -> Unavailable:
     code, what = "unknown-address", f"Nothing we know answers there (HTTP {status})."
     if status == 410:
         code, what = "api-version-gone", "Criteo has retired this API version."
+    if status == 415:
+        # What is wrong with it is the same for everybody: nobody may be called bad for it.
+        code, what = "wrong-content-type", "Criteo does not take JSON here (HTTP 415)."
     return Unavailable(code, f"{what} {_ADDRESS} {_AGAIN}", maybe_applied=False)
 
 
@@ -258,8 +261,6 @@ def _unreadable(status: int) -> Unavailable:
 def _refused(status: int, code: str) -> Refused:
     if status == 413:
         return Refused("too-large", "Criteo calls the request too large; it is sent again in smaller pieces.")
-    if status == 415:
-        return Refused("wrong-content-type", f"Criteo does not take JSON here (HTTP 415). {_ADDRESS}")
     return Refused(
         code or f"refused-{status}",
         f"Criteo refuses the content of the call (HTTP {status}){_named(code)}. If smaller pieces of it are "

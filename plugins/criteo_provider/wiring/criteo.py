@@ -24,7 +24,7 @@ from criteo_provider.criteo_api.grants import AuthorizationCode, RefreshToken, e
 from criteo_provider.criteo_api.line import ClientSettings, Line
 from criteo_provider.criteo_api.own_tokens import OwnTokens
 from criteo_provider.criteo_api.wire import amendment_body
-from criteo_provider.store.clock import DatabaseClock
+from criteo_provider.store.clock import Clock
 from criteo_provider.store.consent_tokens import ConsentTokens
 from criteo_provider.store.consents import Consent, Consents, no_cipher
 from criteo_provider.store.pacer import Pacer, application_key, consent_key
@@ -45,7 +45,7 @@ class CriteoDoor:
         around: Surroundings,
         ledger_engine: Callable[[], Engine],
         pacer_engine: Callable[[], Engine],
-        clock: DatabaseClock,
+        clock: Clock,
     ) -> None:
         self._around, self._ledger_engine, self._pacer_engine, self._clock = around, ledger_engine, pacer_engine, clock
 

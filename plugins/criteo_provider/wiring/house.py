@@ -25,7 +25,7 @@ from criteo_provider.flow.upload import Upload
 from criteo_provider.settings.load import Canvases, load_canvases
 from criteo_provider.store.accounts import AccountBook
 from criteo_provider.store.claim import ClaimTerms
-from criteo_provider.store.clock import DatabaseClock
+from criteo_provider.store.clock import Clock, DatabaseClock
 from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
@@ -55,8 +55,9 @@ LEASE_MARGIN_S = 30.0
 class House:
     """Everything of one deployment; cheap to make, opens its ledger when it is first needed. Close it."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, *, clock: Clock | None = None) -> None:
         self.around = around
+        self._given_clock = clock
         self.canvases: Canvases = load_canvases(around.include_folder)
         self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
         self._closing: list[Callable[[], None]] = []
@@ -259,8 +260,8 @@ class House:
         return engine
 
     @cached_property
-    def _clock(self) -> DatabaseClock:
-        return DatabaseClock(self._engine)
+    def _clock(self) -> Clock:
+        return self._given_clock or DatabaseClock(self._engine)
 
     @cached_property
     def _plans(self) -> Mapping[str, tuple[StepPlan, ...]]:

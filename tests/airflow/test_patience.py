@@ -1,0 +1,160 @@
+"""Thirteen hours end to end: the real operator and the real retry DAG, a sandbox, and a clock the test moves."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from criteo_provider.operators import upload
+from criteo_provider.operators.upload import CriteoAudienceUploadOperator
+from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
+from criteo_provider.wiring import CriteoConnection, House, Surroundings
+from tests.flow.shop import Person, Sealer, Shop, sync, write_canvas
+from tests.world import HOUR_US, START_US, view_rows
+
+PROJECT = Path(__file__).parents[2]
+SECOND_US = 1_000_000
+
+
+class MovableClock:
+    """Tells the time it was moved to."""
+
+    def __init__(self) -> None:
+        self.at_us = START_US
+
+    def now_us(self) -> int:
+        return self.at_us
+
+
+class Story:
+    """A deployment at a moment of its own: both DAGs' tasks, and what readers see."""
+
+    def __init__(self, open_house: Callable[[], House], clock: MovableClock) -> None:
+        self.open_house, self.clock = open_house, clock
+        self.fresh = CriteoAudienceUploadOperator(task_id="upload", longest_drain_s=60)
+        self.retry = runpy.run_path(str(PROJECT / "dags" / "criteo_audience_retry.py"))["retry"]
+
+    def run(self, task: Any) -> None:
+        """Run a task as Airflow would."""
+        context = {"outlet_events": OutletEventAccessors(), "ti": SimpleNamespace(xcom_push=lambda *_: None)}
+        try:
+            task.execute(context)
+        except (AirflowSkipException, DownstreamTasksSkipped):
+            return
+
+    def pass_hours(self, *hours: float) -> None:
+        """Come to these hours after the beginning one by one, and let both DAGs do their work at each."""
+        for hour in hours:
+            self.clock.at_us = self.began_us + round(hour * HOUR_US)
+            self.run(self.retry)
+            self.run(self.fresh)
+
+    def begin(self) -> None:
+        """Let the high-frequency DAG try for the first time."""
+        self.began_us = self.clock.at_us
+        self.run(self.fresh)
+
+    def seen(self) -> tuple[dict[str, int], set[tuple[str, str | None]]]:
+        """What the numbers and the per-user view say."""
+        with closing(self.open_house()) as house:
+            (step,) = house.numbers()
+            rows = view_rows(house.ledger.engine, "add", now_us=self.clock.at_us)
+            assert house.prove() == []
+        numbers = {"Pending": step.pending, "Synced": step.synced, "Errored": step.errored}
+        return {name: number for name, number in numbers.items() if number}, {
+            (row["status"], row["reason"]) for row in rows if row["status"] != "Not Synced"
+        }
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with running_sandbox(limit=60_000) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path / "shop.db")
+
+
+@pytest.fixture
+def story(sandbox: Sandbox, shop: Shop, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
+    write_canvas(tmp_path / "include", "vip", sync("add", "Shoppers"))
+    clock, sealer = MovableClock(), Sealer()
+    connection = CriteoConnection(CLIENT_ID, CLIENT_SECRET, sandbox.url, requests_per_minute=60_000)
+    around = Surroundings(tmp_path / "include", ledger_url, lambda _name: connection, shop.source, sealer)
+    open_house = lambda: House(around, clock=clock)  # noqa: E731
+    monkeypatch.setattr(upload, "open_house", open_house)
+    return Story(open_house, clock)
+
+
+def people(first: int) -> list[Person]:
+    """Five people with an address who said yes."""
+    return [Person(number) for number in range(first, first + 9) if Person(number).email and Person(number).ads]
+
+
+@pytest.mark.slow
+def test_thirteen_hours_of_a_broken_criteo(story: Story, sandbox: Sandbox, shop: Shop) -> None:
+    """Pending at 12:59:59 and Errored at 13:00:01, for every reader; the retry DAG then records it."""
+    crowd = people(1)
+    shop.add(crowd)
+    sandbox.fault(operation="amend", status=503, times=None)
+    story.begin()
+    story.pass_hours(1, 6, 12.5)
+    story.clock.at_us = story.began_us + 13 * HOUR_US - SECOND_US
+    numbers, rows = story.seen()
+    assert numbers == {"Pending": len(crowd)}
+    assert {status for status, _ in rows} == {"Pending"}
+    story.clock.at_us = story.began_us + 13 * HOUR_US + SECOND_US
+    for _ in ("before the sweep", "after it"):
+        numbers, rows = story.seen()
+        assert numbers == {"Errored": len(crowd)}
+        ((status, reason),) = rows
+        assert status == "Errored"
+        assert "HTTP 503" in (reason or "")
+        story.run(story.retry)
+    sandbox.clear_faults()
+    story.pass_hours(14)
+    assert story.seen()[0] == {"Errored": len(crowd)}
+
+
+TROUBLES = {
+    "an invalid token": {"operation": "token", "status": 401, "body": '{"error": "invalid_client"}'},
+    "a revoked consent": {
+        "operation": "amend",
+        "status": 403,
+        "error_type": "access-control",
+        "code": "insufficient-advertiser-permissions",
+    },
+    "a deleted list": {
+        "operation": "amend",
+        "status": 404,
+        "error_type": "validation",
+        "code": "audience-invalid",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_is_mended_at_hour_six_drains_by_itself(story: Story, sandbox: Sandbox, shop: Shop, trouble: str) -> None:
+    """Six hours of trouble keep everybody Pending; once it is over all are Synced, and nobody had to click."""
+    shop.add(people(1))
+    story.begin()
+    assert story.seen()[0] == {"Synced": len(people(1))}
+    sandbox.fault(**TROUBLES[trouble], times=None)
+    shop.add(people(20))
+    story.pass_hours(0.5, 1, 3, 5.9)
+    assert story.seen()[0] == {"Synced": len(people(1)), "Pending": len(people(20))}
+    sandbox.clear_faults()
+    story.pass_hours(6.3, 6.6)
+    assert story.seen()[0] == {"Synced": len(people(1)) + len(people(20))}
