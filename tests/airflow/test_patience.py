@@ -156,5 +156,5 @@ def test_what_is_mended_at_hour_six_drains_by_itself(story: Story, sandbox: Sand
     story.pass_hours(0.5, 1, 3, 5.9)
     assert story.seen()[0] == {"Synced": len(people(1)), "Pending": len(people(20))}
     sandbox.clear_faults()
-    story.pass_hours(6.3, 6.6)
+    story.pass_hours(6.3, 6.6, 6.9)
     assert story.seen()[0] == {"Synced": len(people(1)) + len(people(20))}

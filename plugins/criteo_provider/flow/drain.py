@@ -167,7 +167,8 @@ def _drain(
             if max_s is not None and now_s - began_s >= max_s:
                 break
             looked = len(counts.first_looks) == len(readers) + len(feeds)
-            if looked and now_s - counts.busy_s >= quiet_s() and _at_rest(senders) and housekeeping.nothing_due():
+            # In this order: what is claimed between the two questions is no longer due, and it flies.
+            if looked and now_s - counts.busy_s >= quiet_s() and housekeeping.nothing_due() and _at_rest(senders):
                 if not housekeeping.tidy():
                     break
                 continue
