@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -376,3 +377,46 @@ def test_status_says_how_steps_fare(airflow: Airflow) -> None:
     code, said = airflow("status", "example", "--output", "json")
     assert (code, json.loads(said)[0]["state"]) == (0, "not launched")
     assert airflow("status", "nobody")[0] == 1
+
+
+def _enter_people(numbers: list[int]) -> None:
+    """Put made-up people into the ledger of this deployment."""
+    with closing(open_house()) as house:
+        plan = house._plans["example"]
+        with writing(house.ledger.engine) as connection:
+            seal(connection, "example", crowd(numbers), plan, now_us=house.now_us())
+
+
+def test_the_story_of_a_user_is_told_and_not_kept(
+    airflow: Airflow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`person` takes a key from standard input or as an argument, tells the entry, and repeats the key nowhere."""
+    airflow("db", "upgrade")
+    _enter_people([7, 8])
+    monkeypatch.setattr("sys.stdin", io.StringIO("PERSON7@example.com\n"))
+    code, said = airflow("person", "--output", "json")
+    assert code == 0, said
+    (row,) = json.loads(said)
+    assert (row["canvas"], row["step"], row["status"], row["identifier"]) == (
+        "example",
+        "add",
+        "Pending",
+        "email_sha256",
+    )
+    assert json.loads(airflow("person", "user-7", "--output", "json")[1]) == [row]
+    assert airflow("person", "nobody") == (1, "This ledger knows nobody of that name.\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert airflow("person")[0] == 1
+    assert "person7" not in (said + caplog.text).lower()
+    assert "user-7" not in said + caplog.text
+
+
+def test_old_records_become_counts(airflow: Airflow) -> None:
+    """`db prune` asks for an age of 30 days or more, and leaves the laws proven."""
+    airflow("db", "upgrade")
+    code, said = airflow("db", "prune", "--older-than", "29d")
+    assert (code, "at least 30d" in said) == (1, True)
+    assert airflow("db", "prune", "--older-than", "soon")[0] == 1
+    _enter_people([7, 8])
+    assert airflow("db", "prune", "--older-than", "30d") == (0, "Nobody finished is that old.\n")
+    assert airflow("db", "check") == (0, "All laws hold: the numbers add up.\n")

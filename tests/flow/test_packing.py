@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
@@ -77,3 +78,25 @@ def test_it_ends_with_us(process: Beside) -> None:
     assert running is not None
     process.close()
     assert running.returncode == 0
+
+
+def test_a_result_nobody_took_is_not_taken_for_another(process: Beside) -> None:
+    """Whoever loses the cursor leaves an order behind; the next one gets its own people, however large both are."""
+    for _ in range(3):
+        process.begin(FIELDS, *crowd(60_000))
+    expected = packing.packed(FIELDS, *crowd(5))
+    assert process.begin(FIELDS, *crowd(5))() == expected
+    assert process._process is not None
+
+
+def test_there_are_no_more_processes_than_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all places taken a chunk is packed here; a place given back is taken."""
+    monkeypatch.setattr(beside, "WORTH_SENDING", 0)
+    places = threading.Semaphore(1)
+    with closing(Beside(places)) as first, closing(Beside(places)) as second:
+        assert first.begin(FIELDS, *crowd(3))() == second.begin(FIELDS, *crowd(3))()
+        assert first._process is not None
+        assert second._process is None
+        first.close()
+        second.begin(FIELDS, *crowd(3))()
+        assert second._process is not None

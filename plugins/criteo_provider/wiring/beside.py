@@ -25,13 +25,15 @@ class Beside:
     """Packs large chunks in one process beside, started when the first one comes; what cannot be sent is packed here.
 
     Should that process die, its chunk is packed here and so is everything after it: slower, and nothing else.
-    One for each thread that enters: a chunk is begun when the one before it was taken. Close it.
+    One for each thread that enters, which takes a result before it begins anew, or never takes it. ``places`` bounds
+    how many such processes there are at once. Close it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: threading.Semaphore | None = None) -> None:
+        self._places = places or threading.Semaphore(1)
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
         self._given_up = False
+        self._owed = 0  # results that are on their way, or were not wanted after all
 
     def begin(self, fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
         """Begin to pack, and return what waits for the result."""
@@ -39,16 +41,16 @@ class Beside:
         if len(keys) < WORTH_SENDING or self._given_up:
             return here
         order = packing.order_of(fields, keys, columns)
-        if order is None or not self._send(order):
+        if order is None or not self._has_process() or not self._send(order):
             return here
         return lambda: self._receive() or here()
 
     def close(self) -> None:
         """End the process."""
-        with self._lock:
-            process, self._process, self._given_up = self._process, None, True
+        process, self._process, self._given_up = self._process, None, True
         if process is None:
             return
+        self._places.release()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -58,21 +60,36 @@ class Beside:
             process.kill()
             process.wait()
 
-    def _send(self, order: bytes) -> bool:
-        try:
-            if self._process is None:
+    def _has_process(self) -> bool:
+        if self._process is None and self._places.acquire(blocking=False):
+            try:
                 self._process = _start()
-            assert self._process.stdin is not None  # noqa: S101 - asked for with PIPE
-            packing.write(self._process.stdin, order)
+            except OSError:
+                self._places.release()
+                self._given_up = True
+        return self._process is not None
+
+    def _send(self, order: bytes) -> bool:
+        # What was begun and never taken is not to be taken for what is begun now.
+        while self._owed:
+            if self._receive() is None:
+                return False
+        process = self._process
+        if process is None or process.stdin is None:
+            return False
+        try:
+            packing.write(process.stdin, order)
         except OSError as error:
             self._give_up(error)
             return False
+        self._owed += 1
         return True
 
     def _receive(self) -> SealedPeople | None:
         process = self._process
         if process is None or process.stdout is None:
             return None
+        self._owed -= 1
         try:
             parcel = packing.read(process.stdout)
         except (OSError, ValueError) as error:

@@ -50,6 +50,8 @@ from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
 # A claim holds for the longest a request can take, the longest a slot may be waited for, and some breath.
 LEASE_MARGIN_S = 30.0
+# So many canvases with a backlog pack it in processes of their own; the others pack it in ours.
+MOST_BESIDE = 2
 
 
 class House:
@@ -271,9 +273,9 @@ class House:
 
     def _readers(self, launching: Launching) -> list[Reader]:
         plans, source, now_us, pace = self._plans, self.around.source, self._clock.now_us, self._pace
-        readers = []
+        readers, places = [], threading.Semaphore(MOST_BESIDE)
         for canvas in self.canvases.canvases:
-            beside = Beside()
+            beside = Beside(places)
             self._closing.append(beside.close)
             readers.append(
                 reader_of(
