@@ -22,10 +22,11 @@ READY_WITHIN_S = 120.0
 
 @dataclass
 class LocalAirflow:
-    """`airflow standalone` in ``home`` on free ports of 127.0.0.1, with one user."""
+    """`airflow standalone` in ``home`` on free ports of 127.0.0.1, with one user and the canvases of ``include``."""
 
     home: Path
     ledger: Path
+    include: Path = PROJECT / "include"
     port: int = field(default_factory=lambda: free_port(8080))
     user: str = "admin"
     password: str = field(default_factory=lambda: secrets.token_urlsafe(9), repr=False)
@@ -56,28 +57,28 @@ class LocalAirflow:
 
     def connect(self, conn_id: str, **parts: str) -> None:
         """Add an Airflow connection, as one would under Admin > Connections."""
-        self._api("POST", "/connections", json={"connection_id": conn_id, **parts})
+        self.ask("POST", "/connections", json={"connection_id": conn_id, **parts})
 
     def unpause(self, dag_id: str) -> None:
         """Let a DAG run, as soon as Airflow has read its file."""
         deadline = time.monotonic() + READY_WITHIN_S
-        while self._api("PATCH", f"/dags/{dag_id}", may_miss=True, json={"is_paused": False}) is None:
+        while self.ask("PATCH", f"/dags/{dag_id}", may_miss=True, json={"is_paused": False}) is None:
             if time.monotonic() > deadline:
                 raise RunFailed(f"Airflow did not load the DAG {dag_id}. {self._import_errors()}")
             time.sleep(0.5)
 
     def trigger(self, dag_id: str) -> str:
         """Start a run of a DAG by hand; return its id."""
-        return str(self._api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})["dag_run_id"])
+        return str(self.ask("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})["dag_run_id"])
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """Return the runs of a DAG, oldest first."""
-        answer = self._api("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "run_after", "limit": 100})
+        answer = self.ask("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "run_after", "limit": 100})
         return list(answer["dag_runs"])
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """Return the state of each task of a run."""
-        answer = self._api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
+        answer = self.ask("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")
         return {task["task_id"]: task["state"] for task in answer["task_instances"]}
 
     def _settings(self) -> dict[str, str]:
@@ -95,7 +96,7 @@ class LocalAirflow:
             "core__simple_auth_manager_passwords_file": str(self.home / "passwords.json"),
             "core__execution_api_server_url": f"{self.url}/execution/",
             "criteo__ledger_path": str(self.ledger),
-            "criteo__include_folder": str(PROJECT / "include"),
+            "criteo__include_folder": str(self.include),
             "database__sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}",
             "api__host": "127.0.0.1",
             "api__port": str(self.port),
@@ -121,8 +122,9 @@ class LocalAirflow:
                 raise RunFailed(f"Airflow did not answer within {READY_WITHIN_S:.0f} s. {seen}")
             time.sleep(0.5)
 
-    def _api(self, method: str, path: str, *, may_miss: bool = False, **request: Any) -> Any:
-        answer = httpx.request(method, f"{self.url}/api/v2{path}", headers=self._headers, timeout=30, **request)
+    def ask(self, method: str, path: str, *, may_miss: bool = False, **request: Any) -> Any:
+        """Call Airflow's REST API; None where ``may_miss`` and it is not there."""
+        answer = httpx.request(method, f"{self.url}/api/v2{path}", headers=self.headers, timeout=30, **request)
         if may_miss and answer.status_code == httpx.codes.NOT_FOUND:
             return None
         if not answer.is_success:
@@ -130,13 +132,14 @@ class LocalAirflow:
         return answer.json()
 
     @cached_property
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """Sign in; what every request of this user carries."""
         login = {"username": self.user, "password": self.password}
         answer = httpx.post(f"{self.url}/auth/token", json=login, timeout=30).raise_for_status()
         return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
     def _import_errors(self) -> str:
-        errors = self._api("GET", "/importErrors")["import_errors"]
+        errors = self.ask("GET", "/importErrors")["import_errors"]
         return " ".join(f"{error['filename']}: {error['stack_trace'].splitlines()[-1]}" for error in errors)
 
 

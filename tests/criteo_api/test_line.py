@@ -273,3 +273,28 @@ def test_wrong_settings_are_named(wrong: dict[str, str], key: str) -> None:
 def test_the_longest_call_is_known() -> None:
     """Leases can be longer than any call: the bound holds connecting, the deadline and one more wait."""
     assert ClientSettings("id", "s").request_timeout_s == 10 + 10 + 120 + 60
+
+
+@pytest.mark.parametrize(
+    ("headers", "when"),
+    [
+        (b"Deprecation: true\r\nSunset: Tue, 02 Feb 2027 00:00:00 GMT\r\n", " on 02 February 2027"),
+        (b"Deprecation: true\r\nSunset: soon\r\n", ""),
+        (b"deprecation: true\r\n", ""),
+        (b"Deprecation: false\r\n", None),
+        (b"", None),
+    ],
+)
+def test_the_end_of_an_api_version_is_told_once(
+    headers: bytes, when: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where Criteo announces that a version is to be retired, one warning says which, when, and what to do."""
+    with (
+        server(OK.replace(b"x-ratelimit", headers + b"x-ratelimit", 1)) as (url, _),
+        Line(ClientSettings("id", "secret", url), CountedSlots()) as line,
+    ):
+        for _ in range(2):
+            assert isinstance(line.send("GET", "/x"), Reply)
+    told = [record.getMessage() for record in caplog.records if "retires" in record.getMessage()]
+    sentence = f"Criteo retires API version 2026-07{when}. Set a newer one in the Criteo connection before that."
+    assert told == ([] if when is None else [sentence])

@@ -18,8 +18,10 @@ import pytest
 
 from criteo_provider.core.errors import CriteoSyncError
 from criteo_provider.core.outcome import Accepted
+from criteo_provider.criteo_api import grants
 from criteo_provider.criteo_api.client import CriteoClient
-from criteo_provider.criteo_api.line import ClientSettings
+from criteo_provider.criteo_api.consent import new_request
+from criteo_provider.criteo_api.line import ClientSettings, Line
 from criteo_provider.criteo_api.wire import amendment_body
 from criteo_provider.sandbox.app import create_app
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
@@ -28,6 +30,7 @@ from tests.criteo_api.doubles import CountedSlots, MemoryTokens
 from tests.sandbox.caller import Caller
 from tests.sandbox.judges import ORACLES, Exchange, Judge, OpenApiJudge, SdkJudge, Wrong, recording, sdk
 from tests.sandbox.test_identifiers import MADID
+from tests.sandbox.test_oauth import REDIRECT
 from tests.sandbox.test_official_sdk import Official, every_call, every_grant
 
 SHOP = "1001"
@@ -88,6 +91,10 @@ def everything_our_client_says(sandbox: Sandbox, version: str) -> None:
                 pieces = amendment_body(operation, kind, 7 if kind == "gum" else None, [quoted])[0]
                 assert client.amend(audience.criteo_id, tuple(pieces)) == Accepted(len(people), 0)
         client.statistics(audience.criteo_id)
+        client.create_audience(SHOP, "Another")
+        client.listing(SHOP)
+        assert set(client.look_up([audience.criteo_id])) == {audience.criteo_id}
+        assert len(list(client.audiences(SHOP))) == 2
         sandbox.throw("many-segments", limit=101)
         assert client.find_audience(SHOP, "VIP") == audience
         sandbox.throw("name-race")
@@ -155,13 +162,41 @@ def test_our_token_calls_are_those_of_the_sdk(sandbox: Sandbox, exchanges: list[
         every_grant(package, sandbox)
     theirs = _token_forms(exchanges)
     exchanges.clear()
-    with client_of(sandbox, version) as client:
-        client.application()
+    settings = ClientSettings(sandbox.client_id, sandbox.client_secret, sandbox.url, api_version=version)
+    asked = new_request()
+    code = sandbox.new_code(REDIRECT, [SHOP])
+    with Line(settings, CountedSlots()) as line:
+        granted = grants.exchange(line, grants.AuthorizationCode(settings, code, REDIRECT, asked.verifier))
+        grants.fetch(line, grants.RefreshToken(settings, OneConsent(granted.refresh_token or "")))
+        grants.fetch(line, grants.ClientCredentials(settings))
     ours = _token_forms(exchanges)
-    assert set(theirs) == {"client_credentials", "authorization_code", "refresh_token"}
-    assert set(ours) == {"client_credentials"}
+    assert set(theirs) == set(ours) == {"client_credentials", "authorization_code", "refresh_token"}
     for grant, (fields, headers) in ours.items():
-        assert (fields, headers) == theirs[grant]
+        # RFC 7636 adds the verifier; the SDK knows no PKCE.
+        assert (fields - {"code_verifier"}, headers) == theirs[grant]
+
+
+class OneConsent(MemoryTokens):
+    """A consent that is exchanged once."""
+
+    def __init__(self, refresh_token: str) -> None:
+        super().__init__()
+        self._refresh_token = refresh_token
+
+    def refresh_token(self) -> str:
+        return self._refresh_token
+
+    def refused(self) -> bool:
+        return True
+
+
+def test_no_call_of_the_client_is_left_out() -> None:
+    """Whoever adds a call to the client adds it to what the judges hear."""
+    calls = {name for name, value in vars(CriteoClient).items() if callable(value) and not name.startswith("_")}
+    assert calls - {"close", "make_ready"} == {
+        "amend", "application", "ad_accounts", "audiences", "may_read_audiences", "listing", "find_audience",
+        "ensure_audience", "create_audience", "statistics", "look_up",
+    }  # fmt: skip
 
 
 def _token_forms(exchanges: list[Exchange]) -> dict[str, tuple[set[str], tuple[str | None, ...]]]:

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -96,6 +97,7 @@ class Line:
         self.settings = settings
         self._slots = slots
         self._busy_in_a_row = 0
+        self._told_of_end = False
         self._http = httpx.Client(
             base_url=settings.base_url.rstrip("/"),
             headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
@@ -188,11 +190,28 @@ class Line:
         return Reply(response.status_code, response.headers, bytes(body))
 
     def _observe(self, reply: Reply) -> None:
+        self._tell_of_end(reply)
         self._busy_in_a_row = self._busy_in_a_row + 1 if reply.status == 429 else 0
         try:
             self._slots.observed(reply.status, reply.headers)
         except Exception as error:  # the answer counts more than the pacer's news of it
             log.warning("The pacer could not take in an answer's rate limit (%s).", type(error).__name__)
+
+    def _tell_of_end(self, reply: Reply) -> None:
+        """Say once that the API version is to be retired, and when, as far as Criteo's headers tell."""
+        deprecated = reply.headers.get("deprecation", "").lower() not in ("", "false")
+        if self._told_of_end or not deprecated:
+            return
+        self._told_of_end = True
+        try:
+            when = f" on {parsedate_to_datetime(reply.headers.get('sunset', '')):%d %B %Y}"
+        except ValueError:
+            when = ""
+        log.warning(
+            "Criteo retires API version %s%s. Set a newer one in the Criteo connection before that.",
+            self.settings.api_version,
+            when,
+        )
 
 
 class _Slices(httpx.SyncByteStream):
