@@ -7,7 +7,7 @@ ORACLE := .venv/oracle-2027.1
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
 .DEFAULT_GOAL := help
-.PHONY: help venv run add-person backfill test fast check bench lock clean
+.PHONY: help venv run add-person backfill test fast mutations check bench lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(INSTALLED) $(ORACLE) ## every test, on SQLite and PostgreSQL; T="-k word
 
 fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
 	@pytest tests/core tests/flow tests/store tests/simulator -m "not slow" -k "not postgres" $(T)
+
+mutations: $(INSTALLED) ## one-line mistakes in the ledger's logic, each of which the simulator must notice; T="word" picks some
+	@PYTHONPATH=plugins:. .venv/bin/python -m tests.simulator.mutations $(T)
 
 check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
 	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile

@@ -74,7 +74,8 @@ class PostgresServer:
     def kill(self) -> None:
         """End the server and its processes with SIGKILL, as a power cut would; `start` brings it back."""
         postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
-        for process in (*postmaster.children(), postmaster):
+        # The postmaster first: whoever lives to see a child killed begins to recover, and starts new ones.
+        for process in [postmaster, *postmaster.children()]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.stop()

@@ -1,7 +1,8 @@
 """A nursery of uploading processes, forked on demand and killed by `test_crashes.py`.
 
 It reads verbs from its standard input: ``fork`` starts a process that drains until it is killed and answers its
-id; ``reap <id>`` answers how that one ended. It has no thread and no open database of its own when it forks.
+id, ``fork <point> <number>`` one that kills itself there; ``reap <id>`` answers how that one ended. It has no thread
+and no open database of its own when it forks.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
+from sqlalchemy.exc import OperationalError
 
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
 from criteo_provider.criteo_api import auth
@@ -26,7 +29,9 @@ from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.line import ClientSettings
 from criteo_provider.flow import enter, resolve, upload
 from criteo_provider.flow.upload import Upload
+from criteo_provider.store import claim, seal, settle
 from criteo_provider.store.engine import open_engine
+from criteo_provider.store.ledger import Ledger
 from criteo_provider.wiring import criteo as criteo_wiring
 from criteo_provider.wiring import house as house_wiring
 from tests.flow.shop import Sealer, Shop, open_house
@@ -83,11 +88,54 @@ def hurry(marks: Path) -> None:
     )
 
 
+def _after(method: Callable[..., Any], happens: Callable[[], None]) -> Callable[..., Any]:
+    def doomed(*words: Any, **named: Any) -> Any:
+        done = method(*words, **named)
+        if done is not None or method.__name__ != "claim":
+            happens()
+        return done
+
+    return doomed
+
+
+def _before(method: Callable[..., Any], happens: Callable[[], None]) -> Callable[..., Any]:
+    def doomed(*words: Any, **named: Any) -> Any:
+        happens()
+        return method(*words, **named)
+
+    return doomed
+
+
+# Where a process may die: inside the transaction of a verb, right after it, or around the sending of a request.
+DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "in seal": (seal, "seal", _after),
+    "after seal": (Ledger, "seal", _after),
+    "in claim": (claim, "claim", _after),
+    "after claim": (Ledger, "claim", _after),
+    "before send": (criteo_wiring.Courier, "send", _before),
+    "after send": (criteo_wiring.Courier, "send", _after),
+    "in settle": (settle, "settle", _after),
+    "after settle": (Ledger, "settle", _after),
+}
+
+
+def doom(point: str, number: int) -> None:
+    """Let this process end by SIGKILL when it is at a point for the ``number``-th time."""
+    room, name, around = DEATHS[point]
+    left = iter(range(number - 1, -1, -1))
+
+    def happens() -> None:
+        if next(left, 0) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(room, name, around(getattr(room, name), happens))
+
+
 def drain_until_killed(task: dict[str, str]) -> NoReturn:
     """Drain, as either DAG does in turn, until killed; a process that ends by itself has found a bug."""
     try:
         os.dup2(os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
-        signal.alarm(LIFE_S)
+        signal.alarm(int(task.get("life_s", LIFE_S)))
         shop = Shop(Path(task["shop"]))
         house = open_house(
             Path(task["include"]),
@@ -97,8 +145,14 @@ def drain_until_killed(task: dict[str, str]) -> NoReturn:
             cipher=Sealer(task["key"].encode()),
         )
         while True:
-            house.drain("fresh", stop=threading.Event(), max_s=2.0)
-            house.drain("retry", stop=threading.Event(), max_s=2.0)
+            try:
+                house.drain("fresh", stop=threading.Event(), max_s=2.0)
+                house.drain("retry", stop=threading.Event(), max_s=2.0)
+            except OperationalError:
+                # A task whose database dies fails, and Airflow starts it again.
+                if not task.get("database_dies"):
+                    raise
+                time.sleep(0.2)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -118,6 +172,8 @@ def main() -> None:
         if verb == "fork":
             answer = os.fork()
             if answer == 0:
+                if words:
+                    doom(" ".join(words[:-1]), int(words[-1]))
                 drain_until_killed(task)
             alive.add(answer)
         else:

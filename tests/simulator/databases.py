@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
+from criteo_provider.core.identifiers import Form, decode
 from criteo_provider.core.model import CanvasDeclaration, PartState, StepPlan
 from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
@@ -23,7 +24,10 @@ from tests.simulator.threads import START_US
 
 Plans = dict[str, tuple[StepPlan, ...]]
 
-_PARTS = "SELECT stage_id, form, spans, state, reason, deadline_us FROM part"
+# What is sent once more decides nobody's status.
+_PARTS = "SELECT stage_id, form, spans, earlier_id, state, reason, deadline_us FROM part WHERE NOT again"
+_AGAIN = "SELECT id FROM part WHERE request_id = {request} AND again"
+_EARLIER = "SELECT id, stage_id, form, present, packed FROM earlier"
 _VIEW = "SELECT step, chunk_id, ordinal, status FROM user_status"
 _METRICS = "SELECT step_id, metric, sum(value) FROM metric GROUP BY step_id, metric"
 _NEWEST = "SELECT step_id, chunk_id, id FROM stage WHERE chunk_id = (SELECT max(id) FROM chunk)"
@@ -104,7 +108,23 @@ class Database:
             for *whose, state, reason, deadline_us in self.rows(_PARTS)
         ]
         view = {(stage_of[chunk, step], int(ordinal)): status for step, chunk, ordinal, status in self.rows(_VIEW)}
-        return Stored(parts, view, {(step, name): int(value) for step, name, value in self.rows(_METRICS)})
+        return Stored(
+            parts, self.earlier(), view, {(step, name): int(value) for step, name, value in self.rows(_METRICS)}
+        )
+
+    def again(self, request_id: int) -> set[int]:
+        """Which parts of a request are only sent once more."""
+        return {row[0] for row in self.rows(_AGAIN.format(request=request_id))}
+
+    def earlier(self) -> dict[Place, bytes]:
+        """The identifiers that removals have found their people were added under before."""
+        return {
+            place: value
+            for earlier_id, stage, form, present, packed in self.rows(_EARLIER)
+            for place, value in zip(
+                _places(stage, form, present, earlier_id), decode(bytes(packed), Form(form)), strict=True
+            )
+        }
 
     def newest_stages(self) -> dict[int, tuple[int, int]]:
         """The stages of the newest chunk by step: chunk and stage."""
@@ -165,8 +185,9 @@ def _launched(ledger: Ledger, declarations: Sequence[CanvasDeclaration]) -> Plan
     return plans
 
 
-def _places(stage_id: int, form: str, spans: str) -> list[Place]:
-    return [(stage_id, form, ordinal) for first, last in msgspec.json.decode(spans) for ordinal in range(first, last)]
+def _places(stage_id: int, form: str, spans: str, earlier_id: int | None) -> list[Place]:
+    stretches = msgspec.json.decode(spans)
+    return [(stage_id, form, ordinal, earlier_id or 0) for first, last in stretches for ordinal in range(first, last)]
 
 
 class Kept(sqlite3.Connection):

@@ -15,7 +15,8 @@ from criteo_provider.core.identifiers import Form, decode, from_wire
 from criteo_provider.core.model import ClaimedRequest, Operation, PartState, SealedPeople, StepPlan
 from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Outcome, Refused, Unavailable
 
-Place = tuple[int, str, int]  # stage, form, ordinal
+# Stage, form, ordinal, and 0; or under which number a removal keeps what its people were added under before.
+Place = tuple[int, str, int, int]
 FINAL = (PartState.ACCEPTED, PartState.REFUSED, PartState.ERRORED, PartState.CLOSED)
 PROBES_APART_US = 60_000_000
 
@@ -112,7 +113,7 @@ class Oracle:
                     continue
                 ordinals = [ordinal for span in held.present for ordinal in range(span.first, span.last)]
                 for ordinal, value in zip(ordinals, decode(held.blob, Form(held.form)), strict=True):
-                    place, reached_us = (stage_id, held.form, ordinal), None if plan.delay_s else now_us
+                    place, reached_us = (stage_id, held.form, ordinal, 0), None if plan.delay_s else now_us
                     made = Intent(
                         place, plan.step_id, plan.audience_id, plan.operation, value, len(self.intents), enters_us,
                         reached_us, patience_us,
@@ -137,7 +138,12 @@ class Oracle:
             self.steps[step_id].declared = False
         for intent in self.intents.values():
             step = self.steps[intent.step_id]
-            if step.declared and intent.fate is None and Form(intent.form).field not in step.fields:
+            if (
+                step.declared
+                and intent.fate is None
+                and not intent.place[3]
+                and Form(intent.form).field not in step.fields
+            ):
                 intent.may.add("field")
 
     def dropped(self, step_id: int) -> None:
@@ -146,12 +152,29 @@ class Oracle:
             if intent.step_id == step_id and intent.fate is None:
                 intent.may.add("dropped")
 
-    def claimed(self, claimed: ClaimedRequest, now_us: int) -> None:
-        """A request may fly, beside all that is in the air."""
+    def looked_back(self, earlier: dict[Place, bytes]) -> None:
+        """Removals have found what their people were added under before: those are intents of theirs, too."""
+        for place, value in earlier.items():
+            if place in self.intents:
+                continue
+            own = min(self._of_person(place[0], place[2]), key=lambda one: one.sequence)
+            made = Intent(
+                place, own.step_id, own.audience_id, own.operation, value, own.sequence, own.enters_us, own.reached_us,
+                own.patience_us,
+            )  # fmt: skip
+            rivals = self.rivals[own.audience_id, place[1], value]
+            if not any(self._takes_out(made, rival) for rival in rivals):
+                self.broken.append(f"{place} takes out what nobody of that name was added under.")
+            self.intents[place] = made
+            rivals.append(made)
+
+    def claimed(self, claimed: ClaimedRequest, again: Collection[int], now_us: int) -> None:
+        """A request may fly, beside all that is in the air; ``again`` names parts that decide nobody's status."""
         self.leases_ended(now_us)
         places = [
-            (one.stage_id, one.form, ordinal)
+            (one.stage_id, one.form, ordinal, one.earlier_id or 0)
             for one in claimed.parts
+            if one.part_id not in again
             for span in one.spans
             for ordinal in range(span.first, span.last)
         ]
@@ -198,10 +221,10 @@ class Oracle:
             self.unsure.append(claimed)
         intents = [self.intents[place] for place in live.places]
         if isinstance(outcome, Accepted):
-            self._accepted(intents, outcome)
+            self._accepted(claimed, intents, outcome)
             self._healed(claimed)
         elif isinstance(outcome, Refused):
-            if len(intents) == 1:
+            if intents and claimed.identifiers == 1:
                 intents[0].may.add("refused")
             self._healed(claimed)
         elif isinstance(outcome, (AccessLost, AudienceGone)):
@@ -225,6 +248,7 @@ class Oracle:
     def compare(self, stored: Stored, now_us: int) -> None:
         """Look at everything the ledger stores about people."""
         self.latest_us = max(self.latest_us, now_us)
+        self.looked_back(stored.earlier)
         seen: dict[Place, PartState] = {}
         for row in stored.parts:
             for place in row.places:
@@ -300,7 +324,7 @@ class Oracle:
             "somebody settled": intent.fate is not None,
             "somebody who has not reached the step": intent.reached_us is None,
             "a step no file declares": not step.declared,
-            "a field no longer chosen": Form(intent.form).field not in step.fields,
+            "a field no longer chosen": not intent.place[3] and Form(intent.form).field not in step.fields,
             "into another audience": intent.audience_id != claimed.audience_id,
             "the other way round": intent.operation is not claimed.operation,
             "somebody given up": intent.clock_us is not None
@@ -319,15 +343,16 @@ class Oracle:
                     self.broken.append(f"Sent while the {key[0]} is known to be broken.")
                 self.probed[key] = now_us
 
-    def _accepted(self, intents: list[Intent], outcome: Accepted) -> None:
-        named = {from_wire(text, Form(form)) for text in outcome.sample for form in {one.form for one in intents}}
+    def _accepted(self, claimed: ClaimedRequest, intents: list[Intent], outcome: Accepted) -> None:
+        forms = {one.form for one in claimed.parts}
+        named = {from_wire(text, Form(form)) for text in outcome.sample for form in forms} - {None}
         refused = [one for one in intents if one.value in named]
         rest = [one for one in intents if one.value not in named]
         if outcome.invalid and not outcome.valid:
             refused, rest = intents, []
         for one in refused:
             one.fate = PartState.REFUSED
-        if len({(one.form, one.value) for one in refused}) >= outcome.invalid:
+        if len(named) >= outcome.invalid or (outcome.invalid and not outcome.valid):
             for one in rest:
                 one.fate = PartState.ACCEPTED
         elif len(rest) == 1:
@@ -340,7 +365,7 @@ class Oracle:
     def _statuses(self, seen: dict[Place, PartState]) -> Iterator[tuple[tuple[int, int], str]]:
         """One user, several identifiers, one status."""
         by_person: dict[tuple[int, int], set[PartState]] = defaultdict(set)
-        for (stage_id, _form, ordinal), state in seen.items():
+        for (stage_id, _form, ordinal, _), state in seen.items():
             by_person[stage_id, ordinal].add(state)
         for stage_id, keys in self.people.items():
             if self.enters[stage_id][1]:
@@ -372,6 +397,24 @@ class Oracle:
             if there and not any(one.operation is Operation.ADD and one.tried for one in intents):
                 yield f"Audience {audience_id} holds somebody nobody has sent."
 
+        yield from self._left_behind(lists)
+
+    def _left_behind(self, lists: dict[int, set[tuple[str, bytes]]]) -> Iterator[str]:
+        """A removal also takes out the identifiers under which this user was added to that audience before."""
+        adds = [one for one in self.intents.values() if one.operation is Operation.ADD]
+        for removal in [] if self.went_back else [*self.intents.values()]:
+            if removal.operation is Operation.ADD or removal.fate is not PartState.ACCEPTED:
+                continue
+            for add in adds:
+                rivals = self._same(add)
+                came_back = any(one.operation is Operation.ADD and one.order > removal.order for one in rivals)
+                known = any(
+                    one.place[::2] == removal.place[::2] and one.operation is not add.operation for one in rivals
+                )
+                there = (add.form, add.value) in lists.get(add.audience_id, set())
+                if self._takes_out(removal, add) and there and not came_back and not known:
+                    yield f"{removal.place} has left {add.place} behind."
+
     def _last_wins(self, last: Intent, *, there: bool) -> Iterator[str]:
         if last.stood is PartState.CLOSED:
             yield f"The last intent {last.place} was closed."
@@ -384,6 +427,14 @@ class Oracle:
 
     def _of_stage(self, stage_id: int) -> Iterator[Intent]:
         return (one for one in self.intents.values() if one.place[0] == stage_id)
+
+    def _of_person(self, stage_id: int, ordinal: int) -> list[Intent]:
+        return [one for one in self._of_stage(stage_id) if one.place[2] == ordinal and not one.place[3]]
+
+    def _takes_out(self, removal: Intent, add: Intent) -> bool:
+        same_user = self.people[add.place[0]][add.place[2]] == self.people[removal.place[0]][removal.place[2]]
+        before = add.operation is Operation.ADD and add.order < removal.order
+        return same_user and before and add.audience_id == removal.audience_id and add.fate is not PartState.REFUSED
 
     def _flies(self, intent: Intent) -> bool:
         return any(intent.place in one.places for one in self.live.values())
@@ -409,9 +460,10 @@ class PartRow:
 
 @dataclass(frozen=True)
 class Stored:
-    """What the ledger stores about people: parts, the view of users by stage and ordinal, sums of metric rows."""
+    """What the ledger stores about people: parts, what removals have found, the view of users, sums of metric rows."""
 
     parts: list[PartRow]
+    earlier: dict[Place, bytes]
     view: dict[tuple[int, int], str]
     metrics: dict[tuple[int, str], int]
 

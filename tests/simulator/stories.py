@@ -78,7 +78,7 @@ class _Teller:
             add(("criteo", chance.choice(("all", "one", "none")), chance.random() < 0.5))
         self._arrivals()
         for _ in range(chance.randint(1, 5)):
-            if "weather" in self.faults and chance.random() < 0.3:
+            if "weather" in self.faults and chance.random() < 0.6:
                 add(("weather", chance.choice((*WEATHERS, None))))
             if "edits" in self.faults and chance.random() < 0.3:
                 self._edit()
@@ -94,10 +94,14 @@ class _Teller:
     def _arrivals(self) -> None:
         chance = self.chance
         for canvas_id in chance.sample(("in", "out", "tour"), chance.randint(1, 2)):
-            self.story.append(("rows", canvas_id, *(chance.randrange(10) for _ in range(chance.randint(1, 5)))))
+            self.story.append(("rows", canvas_id, *(self._somebody() for _ in range(chance.randint(1, 5)))))
             self.story.append(("enter", chance.choice("ab"), canvas_id))
             if chance.random() < 0.5:
                 self._on()
+
+    def _somebody(self) -> int:
+        """One of ten people, now and then under another address."""
+        return self.chance.randrange(10) + 10 * (self.chance.random() < 0.2)
 
     def _work(self) -> None:
         """Some processes do something, and meet what the story is about."""

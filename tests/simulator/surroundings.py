@@ -30,18 +30,24 @@ LIMIT = pacing.Pace(6_000)
 
 
 def row_of(number: int) -> dict[str, Any]:
-    """Made-up person ``number``: every fourth has no address, every third no device, every ninth said no to ads."""
+    """Person ``number`` modulo ten, who has another address and device in each ten.
+
+    Every fourth has no address, every third no device, and one said no to ads.
+    """
+    person = number % 10
     return {
-        "person": f"person-{number}",
-        "email": None if number % 4 == 3 and number not in INVALID else f"person{number}@example.com",
-        "maid": None if number % 3 == 0 else str(uuid5(DEVICES, str(number))),
-        "ads": number % 9 != 8,
+        "person": f"person-{person}",
+        "email": None if person % 4 == 3 and person not in INVALID else f"person{number}@example.com",
+        "maid": None if person % 3 == 0 else str(uuid5(DEVICES, str(number))),
+        "ads": person != 8,
     }
 
 
-def identifiers_of(number: int) -> set[bytes]:
-    """The values of a person, in either form."""
-    return {sha256(f"person{number}@example.com".encode()).digest(), uuid5(DEVICES, str(number)).bytes}
+def identifiers_of(person: int) -> set[bytes]:
+    """All values a person may have, in either form."""
+    numbers = range(person, 30, 10)
+    addresses = {sha256(f"person{number}@example.com".encode()).digest() for number in numbers}
+    return addresses | {uuid5(DEVICES, str(number)).bytes for number in numbers}
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,8 @@ class Telling:
     def _heard_claim(self, claimed: ClaimedRequest | None, _terms: Any, *, now_us: int) -> None:
         self.oracle.leases_ended(now_us)
         if claimed is not None:
-            self.oracle.claimed(claimed, now_us)
+            self.oracle.looked_back(self.database.earlier())
+            self.oracle.claimed(claimed, self.database.again(claimed.request_id), now_us)
 
     def _heard_sweep(self, _done: int, *, now_us: int) -> None:
         self.oracle.leases_ended(now_us)
@@ -325,7 +326,7 @@ class Telling:
         now_us, told = self.schedule.now_us, {}
         states: dict[tuple[int, int], list[PartState]] = {}
         for row in stored.parts:
-            for stage_id, _form, ordinal in row.places:
+            for stage_id, _form, ordinal, _ in row.places:
                 declared = self.oracle.steps[self.oracle.step_of[stage_id]].declared
                 late = row.state is PartState.OPEN and declared and (row.deadline_us or now_us + 1) <= now_us
                 states.setdefault((stage_id, ordinal), []).append(PartState.ERRORED if late else row.state)
@@ -393,6 +394,8 @@ class Telling:
             wanted = Counter(one["person"] for one in rows.rows if one["ads"])
             if wanted != Counter(self.oracle.sealed[canvas_id]):
                 self._break(f"Canvas {canvas_id}: not everybody of the source has entered, or somebody twice.")
+        if self.database.next_us(self.schedule.now_us) is not None:
+            self._break("Something is still open.")
         known = {(one.scope, one.key) for one in self.ledger.troubles() if one.scope in BREAKERS}
         if known != set(self.oracle.probed):
             self._break("Troubles are open that are over, or the other way round.")

@@ -23,11 +23,13 @@ ONCE_WRONG = {
 }
 
 
+@pytest.mark.timeout(900)
 def test_any_story_on_sqlite(in_memory: InMemory, seeds: range) -> None:
     """The laws hold after every event, and at the end numbers and lists are as the oracle says."""
     _tell(in_memory, seeds)
 
 
+@pytest.mark.timeout(900)
 def test_any_story_on_postgres(on_postgres: OnPostgres, postgres_seeds: range) -> None:
     """The same on PostgreSQL."""
     _tell(on_postgres, postgres_seeds)

@@ -1,0 +1,219 @@
+"""Mutations: one line of the ledger's logic made wrong at a time; each must make a story go wrong.
+
+``make mutations`` tells stories over each; one that survives is a gap in the simulator, and one that does not apply any
+more has to follow the line it mutates.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent.parent
+PACKAGE = Path("plugins/criteo_provider")
+STORIES = 600
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In ``room``, ``line`` (a piece of one line that is there once) becomes ``wrong``."""
+
+    name: str
+    room: str
+    line: str
+    wrong: str
+
+    def apply(self, project: Path) -> None:
+        """Make the line wrong in a copy of the package."""
+        room = project / PACKAGE / self.room
+        text = room.read_text()
+        if text.count(self.line) != 1:
+            found = text.count(self.line)
+            raise LookupError(f"{self.name}: {self.room} has {found} times, not once: {self.line}")
+        room.write_text(text.replace(self.line, self.wrong))
+
+
+MUTATIONS = (
+    # settle
+    Mutation(
+        "an answer settles what others hold by now",
+        "store/settle.py",
+        "query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)\n"
+        "    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()\n"
+        "    if len(rows)",
+        "query = select(part).where(part.c.id.in_([one.part_id for one in claimed.parts]))\n"
+        "    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()\n"
+        "    if len(rows)",
+    ),
+    Mutation(
+        "a 429 counts as accepted",
+        "store/settle.py",
+        "reopen(connection, rows, now_us, attempts_back=1)\n        case Unavailable",
+        'close(connection, rows, {"state": PartState.ACCEPTED, "reason": None})\n        case Unavailable',
+    ),
+    Mutation(
+        "one invalid identifier makes all invalid",
+        "store/settle.py",
+        "if outcome.invalid and not outcome.valid:",
+        "if outcome.invalid:",
+    ),
+    Mutation(
+        "invalid identifiers Criteo does not name count as valid",
+        "store/settle.py",
+        "outcome.sample, refused) < outcome.invalid:",
+        "outcome.sample, refused) < 0:",
+    ),
+    Mutation(
+        "a lost answer is not in flight any more",
+        "store/settle.py",
+        'state = "unknown"',
+        'state = "failed"',
+    ),
+    Mutation(
+        "an answer heals nothing",
+        "store/settle.py",
+        "if connection.execute(select(trouble.c.scope).limit(1)).first() is not None:",
+        "if connection is None:",
+    ),
+    # deadline
+    Mutation(
+        "people are given up an hour early",
+        "store/settle.py",
+        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())",
+        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us + 3_600_000_000, at_work())",
+    ),
+    Mutation(
+        "each attempt begins the patience anew",
+        "store/claim.py",
+        "deadline_us=func.coalesce(part.c.deadline_us, literal(now_us, BigInteger) + patience),",
+        "deadline_us=literal(now_us, BigInteger) + patience,",
+    ),
+    Mutation(
+        "who is past the deadline is sent all the same",
+        "store/claim.py",
+        "not_over = or_(part.c.deadline_us.is_(None), part.c.deadline_us > now_us)",
+        "not_over = or_(part.c.deadline_us.is_(None), part.c.deadline_us > 0)",
+    ),
+    # claim
+    Mutation(
+        "both signs of an audience fly at once",
+        "store/claim.py",
+        "if wanted.operation.opposite.value not in in_flight.get(wanted.audience_id, ()):",
+        "if wanted.operation.value not in in_flight.get(-1, ()):",
+    ),
+    Mutation(
+        "a request whose answer was lost is no barrier",
+        "store/claim.py",
+        'or_(request.c.state == "in_flight", request.c.state == "unknown"),',
+        'request.c.state == "in_flight",',
+    ),
+    Mutation(
+        "what no file declares is sent",
+        "store/claim.py",
+        "part.c.due_us <= now_us, at_work(), mine,",
+        "part.c.due_us <= now_us, mine,",
+    ),
+    Mutation(
+        "whose owner has died is given up",
+        "store/claim.py",
+        ".values(state=PartState.OPEN, request_id=None, due_us=now_us)",
+        ".values(state=PartState.ERRORED, request_id=None, due_us=now_us)",
+    ),
+    Mutation(
+        "attempts are not counted",
+        "store/claim.py",
+        "attempts=part.c.attempts + 1,",
+        "attempts=part.c.attempts,",
+    ),
+    # order
+    Mutation(
+        "the first intent wins",
+        "store/intents.py",
+        "and (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)",
+        "and (rival.intent_us, rival.upload_id) < (row.intent_us, row.upload_id)",
+    ),
+    Mutation(
+        "superseded people are sent",
+        "store/claim.py",
+        "rows = drop_superseded(connection, rows, now_us=now_us)",
+        "rows = list(rows)",
+    ),
+    # narrowing
+    Mutation(
+        "a refused chunk is bad as a whole",
+        "store/narrow.py",
+        "is_lone = len(rows) == 1 and rows[0].identifiers == 1",
+        "is_lone = len(rows) == 1",
+    ),
+    Mutation(
+        "the second half of a narrowing is forgotten",
+        "store/narrow.py",
+        "reopen(connection, rows[middle:], due_us, attempts_back=1, narrow_group=back, **again)",
+        "reopen(connection, rows[:middle], due_us, attempts_back=1, narrow_group=back, **again)",
+    ),
+    # breakers
+    Mutation(
+        "a breaker lets everybody through",
+        "store/troubles.py",
+        "return all(self._due.get(key, True) for key in self._keys(audience_id, ad_account))",
+        "return any(self._due.get(key, True) for key in self._keys(audience_id, ad_account))",
+    ),
+    Mutation(
+        "a probe is not put off",
+        "store/claim.py",
+        "troubles.put_off(connection, lane.audience_id, lane.ad_account, now_us)",
+        "pass",
+    ),
+    # enter and upload
+    Mutation(
+        "a cursor somebody else has moved is moved again",
+        "store/seal.py",
+        "source_cursor.c.version == hold.version)",
+        "source_cursor.c.version >= hold.version)",
+    ),
+    Mutation(
+        "a lease that ends in flight is no hindrance",
+        "flow/upload.py",
+        "if self._now_us() + self._request_timeout_s * 1e6 >= claimed.lease_until_us:",
+        "if self._now_us() < 0:",
+    ),
+)
+
+
+def survives(mutation: Mutation, stories: int = STORIES) -> str | None:
+    """Tell stories over a mutated copy; return how the first one went wrong, None when the mutation survives."""
+    with tempfile.TemporaryDirectory(prefix="criteo-mutation-") as folder:
+        copy = Path(folder)
+        unread = shutil.ignore_patterns("__pycache__", "static")
+        shutil.copytree(PROJECT / PACKAGE, copy / PACKAGE, ignore=unread)
+        mutation.apply(copy)
+        places = os.pathsep.join(map(str, (copy / "plugins", PROJECT)))
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulator.run", "0", str(stories), "--as-they-are"],
+            cwd=copy, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{mutation.name}: the stories were not told.\n{done.stderr[-2000:]}")
+    return done.stdout if done.returncode else None
+
+
+def main(words: list[str]) -> int:
+    """Try all mutations (or those whose names hold one of the words), and print what became of each."""
+    survivors = 0
+    for mutation in MUTATIONS:
+        if words and not any(word in mutation.name for word in words):
+            continue
+        found = survives(mutation)
+        survivors += found is None
+        told = "SURVIVES" if found is None else " ".join(found.split())[:110]
+        print(f"{mutation.room:18}  {mutation.name:58}  {told}", flush=True)
+    return min(survivors, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
