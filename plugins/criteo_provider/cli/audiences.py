@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from airflow.cli.simple_table import AirflowConsole
 
-from criteo_provider.cli.commands import command
+from criteo_provider.cli.command import command
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.wiring.audiences import LAG
 

@@ -5,67 +5,17 @@ from __future__ import annotations
 import getpass
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import closing
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from airflow.cli.simple_table import AirflowConsole
-from airflow.utils.cli import suppress_logs_and_warning
-from airflow.utils.providers_configuration_loader import providers_configuration_loaded
 
-from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.cli.command import command
 from criteo_provider.core.model import Reason
-from criteo_provider.hooks.airflow_inside import become_server
 from criteo_provider.hooks.surroundings import open_house
 
 if TYPE_CHECKING:
     from criteo_provider.wiring.preflight import Report
-
-P = ParamSpec("P")
-
-
-def command(act: Callable[P, bool]) -> Callable[P, None]:
-    """Run ``act`` as a command: it sees the UI's connections, speaks in sentences, and False is exit code 1."""
-
-    @wraps(act)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        become_server()
-        try:
-            good = act(*args, **kwargs)
-        except CriteoSyncError as error:
-            print(error, file=sys.stderr)
-            good = False
-        if not good:
-            raise SystemExit(1)
-
-    return suppress_logs_and_warning(providers_configuration_loaded(run))
-
-
-@command
-def accounts_check(args: Namespace) -> bool:
-    """Say in one sentence whether Criteo lets the connection in."""
-    with closing(open_house()) as house:
-        verdict = house.check_access(args.conn_id)
-    print(verdict.sentence)
-    return verdict.ok
-
-
-@command
-def accounts_list(args: Namespace) -> bool:
-    """List the ad accounts that gave consent to the connection's application."""
-    with closing(open_house()) as house:
-        allowed = house.around.criteo(args.conn_id).allowed_ad_accounts
-        rows = [
-            {
-                "ad_account": account.ad_account,
-                "name": account.name,
-                "canvases_may_use_it": "yes" if not allowed or account.ad_account in allowed else "no",
-            }
-            for account in house.ad_accounts(args.conn_id)
-        ]
-    AirflowConsole().print_as(rows, output=args.output)
-    return True
 
 
 @command

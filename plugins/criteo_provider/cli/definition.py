@@ -16,6 +16,13 @@ from airflow.cli.cli_config import (
 _CONN_ID = Arg(
     ("--conn-id",), default="criteo_default", help="Airflow connection of type criteo (default: criteo_default)"
 )
+_ANY_CONN_ID = Arg(("--conn-id",), help="only this Airflow connection of type criteo (default: all)")
+_REDIRECT_URI = Arg(
+    ("--redirect-uri",),
+    help="one registered with the application at Criteo (default: the callback of this Airflow, from [api] base_url)",
+)
+_AD_ACCOUNT = Arg(("ad_account",), help="id of the ad account")
+_AD_ACCOUNTS = Arg(("ad_accounts",), nargs="+", metavar="ad_account", help="ids of the ad accounts to use")
 _CANVAS = Arg(("canvas",), nargs="?", help="only this canvas (the name of its file without .yaml)")
 _CANVAS_OF_STEP = Arg(("canvas",), help="the canvas the step was declared in")
 _STEP = Arg(("step",), help="the id of the step that is no longer declared")
@@ -95,16 +102,34 @@ def get_cli_commands() -> list[CLICommand]:
 def _accounts() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
-            name="check",
-            help="say in one sentence whether Criteo lets this connection in; exit code 1 if not",
-            func=_lazy("accounts_check"),
-            args=(_CONN_ID, ARG_VERBOSE),
+            name="list",
+            help="ad accounts with their state, whether canvases may use them, and which steps do",
+            func=_lazy("list_", room="accounts"),
+            args=(_ANY_CONN_ID, ARG_OUTPUT, ARG_VERBOSE),
         ),
         ActionCommand(
-            name="list",
-            help="the ad accounts that gave consent, and whether canvases may use them",
-            func=_lazy("accounts_list"),
-            args=(_CONN_ID, ARG_OUTPUT, ARG_VERBOSE),
+            name="connect",
+            help="print the address at which a person consents at Criteo, and take the address they come back with",
+            func=_lazy("connect", room="accounts"),
+            args=(_CONN_ID, _REDIRECT_URI, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="choose",
+            help="use these ad accounts of a connection and no others; a new consent is tried on every audience first",
+            func=_lazy("choose", room="accounts"),
+            args=(_CONN_ID, _AD_ACCOUNTS, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="disconnect",
+            help="stop the steps of one ad account; their people stay pending until it is chosen again",
+            func=_lazy("disconnect", room="accounts"),
+            args=(_CONN_ID, _AD_ACCOUNT, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="check",
+            help="say in one sentence whether Criteo lets this connection in; exit code 1 if not",
+            func=_lazy("check", room="accounts"),
+            args=(_CONN_ID, ARG_VERBOSE),
         ),
     )
 

@@ -1,0 +1,123 @@
+"""`airflow criteo accounts` as a shell sees it: from no consent to connected, and what scripts read of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+from airflow.models import Log
+from airflow.models import connection as metadata
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from criteo_provider.sandbox.running import Sandbox
+from tests.airflow.test_commands import Airflow, airflow, include, metadata_database, sandbox
+
+__all__ = ["airflow", "include", "metadata_database", "sandbox"]
+BACK = "https://airflow.example.com/audience-sync/oauth/callback"
+Consent = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def person(airflow: Airflow, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Consent:
+    """Run `accounts connect` as a person who approves these ad accounts at Criteo, or cancels without any."""
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com")
+    sandbox.application(redirect_uris=[BACK])
+    extra = json.dumps({"grant_type": "authorization_code", "requests_per_minute": 60_000})
+    with create_session() as session:
+        session.query(metadata.Connection).filter_by(conn_id="criteo_default").one().set_extra(extra)
+
+    def connect(*advertisers: str, tamper: str = "") -> tuple[int, str]:
+        class Prompt(io.StringIO):
+            def readline(self, *_: Any) -> str:
+                address = re.search(r"^http\S+/request\?\S+$", printed.getvalue(), re.MULTILINE)
+                assert address is not None
+                decision = [("decision", "allow" if advertisers else "deny")]
+                body = urlencode([("advertiser", one) for one in advertisers] + decision)
+                form = {"Content-Type": "application/x-www-form-urlencoded"}
+                back = httpx.post(address[0], content=body, headers=form).headers["location"]
+                assert back.startswith(BACK)
+                return back + tamper + "\n"
+
+        printed = io.StringIO()
+        with monkeypatch.context() as here:
+            here.setattr("sys.stdin", Prompt())
+            here.setattr("builtins.print", _printing_to(printed))
+            code, said = airflow("accounts", "connect")
+        return code, printed.getvalue() + said
+
+    return connect
+
+
+def _printing_to(printed: io.StringIO) -> Callable[..., None]:
+    real = print
+
+    def both(*words: Any, **more: Any) -> None:
+        real(*words, **{**more, "file": printed})
+
+    return both
+
+
+def rows(airflow: Airflow, *words: str) -> list[dict[str, str]]:
+    code, said = airflow("accounts", "list", "--output", "json", *words)
+    assert code == 0, said
+    return list(json.loads(said))
+
+
+def test_from_nothing_to_connected(airflow: Airflow, person: Consent, sandbox: Sandbox) -> None:
+    """Consent is given at the printed address; the pasted one brings it back; then ad accounts are chosen by id."""
+    assert [(row["state"], row["canvases_may_use_it"]) for row in rows(airflow)] == [("unchosen", "no")]
+    code, said = person("1001", "1002")
+    assert code == 0, said
+    assert "1001  Example Shop" in said
+    assert "airflow criteo accounts choose --conn-id criteo_default 1001" in said
+    code, said = airflow("accounts", "choose", "1001", "1002")
+    assert code == 0, said
+    assert {row["ad_account"]: row["state"] for row in rows(airflow)} == {"1001": "ok", "1002": "ok"}
+    code, said = airflow("accounts", "disconnect", "1001")
+    assert code == 0
+    assert "their people stay pending: example / add" in said
+    assert [row["state"] for row in rows(airflow, "--conn-id", "criteo_default")] == ["disconnected", "ok"]
+    assert airflow("accounts", "check")[0] == 0
+    with create_session() as session:
+        events = session.scalars(select(Log.event).where(Log.event.like("criteo.%")).order_by(Log.id)).all()
+        assert events[-3:] == ["criteo.consent.give", "criteo.accounts.choose", "criteo.accounts.disconnect"]
+
+
+def test_another_consent_is_tried_first(airflow: Airflow, person: Consent, sandbox: Sandbox) -> None:
+    """A second consent says how far its check is, and when ad accounts in use are missing, exits with 1 and why."""
+    person("1001", "1002")
+    airflow("accounts", "choose", "1001")
+    assert person("1001")[0] == 0
+    code, said = airflow("accounts", "choose", "1001")
+    assert code == 0, said
+    assert "Trying every audience in use" in said
+    assert person("1002")[0] == 0
+    code, said = airflow("accounts", "choose", "1002")
+    assert code == 1
+    assert "Ad account 1001: the new consent does not cover it; used by example / add." in said
+    assert "The old consent stays in force" in said
+
+
+def test_cancelled(airflow: Airflow, person: Consent) -> None:
+    """Who cancels at Criteo, or pastes an address that answers another request, is told; nothing is stored."""
+    code, said = person()
+    assert (code, "You cancelled at Criteo. Nothing was stored." in said) == (1, True)
+    code, said = person("1001", tamper="&state=another")
+    assert (code, "does not answer this request" in said) == (1, True)
+    assert [row["state"] for row in rows(airflow)] == ["unchosen"]
+
+
+def test_client_credentials_need_no_person(airflow: Airflow) -> None:
+    """A connection of an application on its own is not connected, and the sentence says why."""
+    code, said = airflow("accounts", "connect")
+    assert (code, "uses client credentials" in said) == (1, True)
+    assert airflow("accounts", "choose", "1001")[0] == 0
+    code, said = airflow("accounts", "choose", "4711")
+    assert (code, "no consent covers 4711" in said) == (1, True)
