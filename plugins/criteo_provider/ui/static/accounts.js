@@ -8,6 +8,7 @@ const clock = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "s
 const QUIET_MS = 30_000;
 const BUSY_MS = 1_500;
 
+const TRYING = "The new consent is being tried.";
 const STATES = {
   ok: ["ok", "Works"],
   expiring: ["paused", "Expiring"],
@@ -95,7 +96,7 @@ function fillConnection(section, connection) {
   say(part(section, "sentence"), connection.sentence);
   say(part(section, "about"), about(connection));
   const byPerson = connection.grant_type === "authorization_code";
-  const connected = connection.state !== "unconnected";
+  const connected = connection.state !== "unconnected" && connection.grant_type !== null;
   button(section, "check", book.may_write && connected);
   button(section, "choose", book.may_write && (connected || connection.has_candidate) && !connection.handover?.running);
   const start = button(section, "start", book.may_write && byPerson && !book.cannot_connect && !connection.handover?.running);
@@ -126,7 +127,7 @@ function about(connection) {
   if (connection.by) told.push(`Connected by ${connection.by} on ${clock.format(new Date(connection.at))}.`);
   if (connection.checked) told.push(`Last check ${clock.format(new Date(connection.checked))}.`);
   if (connection.lives_in === "environment") told.push("This connection is set in the environment: it can be used and connected here, but not edited.");
-  if (!connection.lives_in) told.push("Airflow's database does not hold this connection; if a secrets backend does, it can be used and connected here, but not edited.");
+  if (!connection.lives_in && connection.grant_type) told.push("Airflow's database does not hold this connection; if a secrets backend does, it can be used and connected here, but not edited.");
   if (connection.has_candidate && !connection.handover) told.push("A new consent waits for you to choose ad accounts.");
   return told.join(" ");
 }
@@ -257,7 +258,7 @@ onOk("choose", async (box) => {
   const ticked = [...box.querySelectorAll("[type=checkbox]:checked")].map((tick) => tick.value);
   if (!ticked.length) throw new Refused("Choose at least one ad account, or press Later.");
   const answer = await ask("POST", path(box.dataset.connection, "choice"), { ad_accounts: ticked });
-  tell(answer.done ? "Connected." : "The new consent is being tried.");
+  tell(answer.done ? "Connected." : TRYING);
   await refresh();
   if (answer.done) press(byId(`connection-${box.dataset.connection}`).closest("section").querySelector('[data-do="check"]'));
 });
@@ -276,11 +277,12 @@ onOk("confirm", async () => { await confirmed(); await refresh(); });
 const ACTIONS = {
   check: async (connection) => {
     tell("Asking Criteo …");
-    tell((await ask("POST", path(connection, "check"))).sentence);
+    const verdict = await ask("POST", path(connection, "check"));
+    tell(verdict.ok ? `${connection} works.` : verdict.sentence);
   },
   choose: (connection) => openChoose(connection),
   start: (connection) => leaveFor(`${root}/oauth/start/${encodeURIComponent(connection)}`),
-  again: async (connection) => { await ask("POST", path(connection, "handover")); tell("The new consent is being tried."); },
+  again: async (connection) => { await ask("POST", path(connection, "handover")); tell(TRYING); },
   anyway: async (connection) => { await ask("POST", path(connection, "handover", "anyway")); tell("The new consent is in force."); },
   keep: async (connection) => { await ask("DELETE", path(connection, "handover")); tell("The old consent stays in force."); },
   reconnect: async (connection, account) => {
@@ -326,6 +328,8 @@ byId("connect").addEventListener("click", openNew);
 let said = "";
 function tell(sentence) { said = sentence; say(byId("status"), sentence); }
 
+function isBusy() { return book.connections.some((one) => one.handover?.running); }
+
 let timer = 0;
 async function refresh() {
   clearTimeout(timer);
@@ -333,13 +337,13 @@ async function refresh() {
     book = await ask("GET", "accounts");
     show(byId("sign-in"), false);
     fillBook();
+    if (said === TRYING && !isBusy()) said = "";
     say(byId("status"), said);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     say(byId("status"), error.message);
   }
-  const busy = book.connections.some((one) => one.handover?.running);
-  timer = setTimeout(refresh, busy ? BUSY_MS : QUIET_MS);
+  timer = setTimeout(refresh, isBusy() ? BUSY_MS : QUIET_MS);
 }
 
 /* Somebody who comes back from Criteo is told how it went, and then chooses ad accounts; a reload tells nothing again. */
