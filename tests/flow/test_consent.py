@@ -143,6 +143,7 @@ def test_revoked_at_criteo_it_says_reconnect_and_heals_when_connected_anew(
     write_canvas(include, "vip", sync("add", "Shoppers"))
     house = home(criteo)
     connect(house, criteo)
+    drain(house)  # launches the canvas
     criteo.application(revoked=True)
     criteo.advance(900)
     shop.add(Person(number) for number in range(1, 31))
@@ -160,15 +161,22 @@ def test_revoked_at_criteo_it_says_reconnect_and_heals_when_connected_anew(
 
 
 def test_nobody_has_connected_yet(criteo: Sandbox, home: Home, shop: Shop, include: Path) -> None:
-    """Without a consent people wait, no call is made, and the sentence names the button."""
+    """Without a consent nobody is read and no call is made; the sentence names the button, which is all it takes."""
     write_canvas(include, "vip", sync("add", "Shoppers"))
     shop.add(Person(number) for number in range(1, 31))
     house = home(criteo)
     house.accounts.choose(CONN, {"1001": "Example Shop"}, by="ada")
     drain(house)
-    assert pending(house) > 0
-    assert ["Connect Criteo" in row.sentence for row in house.ledger.troubles()] == [True]
+    assert [one.entered for one in house.numbers()] == [0]
+    assert [(row.scope, "Click Connect Criteo" in row.sentence) for row in house.ledger.troubles()] == [
+        ("launch", True)
+    ]
     assert criteo.requests() == []
+    connect(house, criteo)
+    with closing(home(criteo)) as house:
+        house.ledger.healed("launch", "vip", now_us=house._clock.now_us())
+        drain(house)
+        assert house.numbers()[0].synced > 10
 
 
 def test_a_refresh_token_in_the_connection_is_enough(criteo: Sandbox, home: Home) -> None:
