@@ -92,7 +92,7 @@ def test_users_given_up_over_hours_are_one_message(world: World) -> None:
     assert errored == [
         (
             "Users of canvas vip were given up after 13 h of retries: Users Errored. The last reason was: Criteo's "
-            "servers have trouble. When it is mended, `airflow criteo retry vip` sends them again.",
+            "servers have trouble. When it is mended, `airflow criteo retry vip --reason ...` sends them again.",
             True,
         )
     ]

@@ -50,7 +50,8 @@ def gave_up(connection: Connection, stage_ids: Collection[int], *, now_us: int) 
     for canvas_id, (retry_for_us, reason) in given_up.items():
         sentence = (
             f"Users of canvas {canvas_id} were given up after {length(retry_for_us)} of retries: Users Errored. "
-            f"The last reason was: {reason} When it is mended, `airflow criteo retry {canvas_id}` sends them again."
+            f"The last reason was: {reason} When it is mended, "
+            f"`airflow criteo retry {canvas_id} --reason ...` sends them again."
         )
         open_trouble(connection, PEOPLE, canvas_id, code="errored", sentence=sentence, now_us=now_us)
         # Nothing is probed; the moment says when it was last so.

@@ -310,7 +310,12 @@ request = Table(
         sqlite_where=text("state = 'in_flight' OR state = 'unknown'"),
         postgresql_where=text("state = 'in_flight' OR state = 'unknown'"),
     ),
-    Index("ix_request_narrow_root", "narrow_root"),
+    Index(
+        "ix_request_narrow_root",
+        "narrow_root",
+        sqlite_where=text("narrow_root IS NOT NULL"),
+        postgresql_where=text("narrow_root IS NOT NULL"),
+    ),
 )
 
 metric = Table(
