@@ -107,8 +107,9 @@ class Live:
 
     def choose(self, conn_id: str, ad_account: str) -> None:
         """Choose an ad account on the Accounts page."""
-        path = f"{self.airflow.url}/audience-sync/api/connections/{conn_id}/accounts/{ad_account}"
-        answer = httpx.put(path, headers=self.airflow.headers, timeout=60)
+        path = f"{self.airflow.url}/audience-sync/api/connections/{conn_id}/choice"
+        choice = {"ad_accounts": [ad_account]}
+        answer = httpx.post(path, headers=self.airflow.headers, json=choice, timeout=60)
         assert answer.is_success, answer.text
 
     def consent_by_the_page(self, conn_id: str) -> None:
