@@ -55,7 +55,7 @@ def test_many_ad_accounts_stay_one_sentence() -> None:
     ("change", "allowed", "code", "words"),
     [
         ({"token": httpx.Response(401, json={"error": "invalid_client"})}, (), "wrong-client-pair", "client id"),
-        ({"token": httpx.Response(400, json={"error": "invalid_grant"})}, (), "consent-lost", "again"),
+        ({"token": httpx.Response(400, json={"error": "invalid_grant"})}, (), "consent-lost", "Reconnect"),
         ({"advertisers": {"data": []}}, (), "no-ad-account", "consent"),
         ({}, ["13", "99"], "ad-account-not-consented", "99"),
         ({"search": DENIED}, (), "no-audiences-permission", "Audiences permission"),

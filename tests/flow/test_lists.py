@@ -210,6 +210,8 @@ def test_a_changed_audience_or_operation_is_for_who_comes_after(story: Story) ->
 
 def test_an_audience_that_was_not_made_before_the_edit_is_made_after_it(story: Story) -> None:
     """People who entered to be added somewhere are added there, though no file names that audience any more."""
+    write_canvas(story.include, "vip", sync("only", "Of the launch"))
+    story.run()
     write_canvas(story.include, "vip", sync("only", "First"))
     story.sandbox.fault(operation="create", status=400, code="invalid", error_type="validation", times=None)
     story.run(EARLIER)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 from cryptography.fernet import Fernet, MultiFernet
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from criteo_provider.core.errors import AccessLost, Misconfigured
+from criteo_provider.store import consents
 from criteo_provider.store.consent_tokens import ConsentTokens
 from criteo_provider.store.consents import Consents
 from criteo_provider.store.engine import open_engine
@@ -266,6 +267,24 @@ def test_many_processes_take_a_seed_once(ledger: Ledger) -> None:
         list(threads.map(lambda _: ledger.consents.seed("mine", "app", SEED), range(12)))
     assert renew(ledger.tokens(), "access-1", "refresh-1") == SEED
     assert len(ledger.rows()) == 2
+
+
+def test_whoever_comes_late_with_a_seed_does_not_replace_what_came_of_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that found no consent, and is overtaken by one that seeds and exchanges, leaves the new token alone."""
+    looked = consents._is_taken
+
+    def overtaken(connection: Connection, conn_id: str, mark: str) -> bool:
+        monkeypatch.setattr(consents, "_is_taken", looked)
+        taken = looked(connection, conn_id, mark)
+        ledger.consents.seed("mine", "app", SEED)
+        assert renew(ledger.tokens(), "access-1", "refresh-1") == SEED
+        return taken
+
+    monkeypatch.setattr(consents, "_is_taken", overtaken)
+    ledger.consents.seed("mine", "app", SEED)
+    assert renew(ledger.tokens(), "access-2", "refresh-2") == "refresh-1"
 
 
 def test_a_consent_to_another_application_is_not_used(ledger: Ledger) -> None:

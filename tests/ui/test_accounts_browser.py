@@ -21,9 +21,11 @@ from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from tests.flow.shop import sync, write_canvas
 from tests.ui import scene
 from tests.ui.test_browser import AIRFLOW, _running, _wait, browser, keep_picture
-from tests.ui.test_browser import pytestmark as pytestmark
+from tests.ui.test_browser import pytestmark as browser_marks
 
 __all__ = ["browser"]
+# One story in one Airflow: each test goes on where the one before has ended.
+pytestmark = [*browser_marks, pytest.mark.xdist_group("accounts")]
 USERS = {"ada": "admin", "bob": "admin", "val": "viewer"}
 CONNECTION = "criteo_default"
 Open = Callable[..., Page]

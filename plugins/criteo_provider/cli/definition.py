@@ -34,7 +34,7 @@ _REASON = Arg(("--reason",), required=True, help="why they are tried again; kept
 _ALL = Arg(("--all",), action="store_true", help="the Errored users of all canvases")
 _NAME = Arg(("name",), help="the exact name of the audience")
 _MAYBE_NAME = Arg(("name",), nargs="?", help="only audiences of this name")
-_AD_ACCOUNT = Arg(("--ad-account",), required=True, help="Criteo's number of the ad account")
+_OPTION_AD_ACCOUNT = Arg(("--ad-account",), required=True, help="Criteo's number of the ad account")
 _PORT = Arg(("--port",), type=positive_int(allow_zero=True), default=8780, help="port (default: 8780; 0: any free)")
 
 
@@ -146,7 +146,7 @@ def _audiences() -> tuple[ActionCommand, ...]:
             name="create",
             help="find or create a contact list by hand; a launch does it by itself",
             func=_lazy("audiences_create", room="audiences"),
-            args=(_NAME, _AD_ACCOUNT, _CONN_ID, ARG_VERBOSE),
+            args=(_NAME, _OPTION_AD_ACCOUNT, _CONN_ID, ARG_VERBOSE),
         ),
         ActionCommand(
             name="sizes",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, text, update
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.store.clock import Clock
@@ -28,6 +28,8 @@ DAY_US = 86_400_000_000
 # A refresh token that nobody exchanges ends after six months; a month before, people are told.
 LIFE_US, WARNED_US = 180 * DAY_US, 30 * DAY_US
 FIRST_COUNT_EVERY_US = 60_000_000
+# Consents are written one after the other on PostgreSQL, as SQLite does by itself; the number is only a name.
+_CONSENT_LOCK = 0x434F4E53
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +119,14 @@ class Consents:
         """
         mark = fingerprint(application, refresh_token)
         with self._engine.connect() as connection:
-            rows = connection.execute(
-                select(consent.c.connection_id, consent.c.seed).where(
-                    (consent.c.connection_id == conn_id) & (consent.c.role != CANDIDATE)
-                    | (consent.c.seed == mark) & (consent.c.role != FORGOTTEN)
-                )
-            ).all()
-        if any(row.connection_id == conn_id and row.seed == mark for row in rows):
-            return
-        other = next((row.connection_id for row in rows if row.connection_id != conn_id), None)
-        if other is not None:
-            raise Misconfigured(
-                f"Connection {conn_id}, field Refresh token: connection {other} uses this one, and a refresh token "
-                "serves one connection only; use that connection, or consent once more for this one."
-            )
+            if _is_taken(connection, conn_id, mark):
+                return
         about = {"application": application, "given_by": BY_THE_CONNECTION, "seed": mark}
-        self._put(conn_id, CURRENT, about, {"refresh": self._sealed(refresh_token)}, now_us=self._clock.now_us())
+        tokens = {"refresh": self._sealed(refresh_token)}
+        with self._alone() as connection:
+            # Somebody may have been quicker, and may even have exchanged it: what came of it must not be replaced.
+            if not _is_taken(connection, conn_id, mark):
+                self._replace(connection, conn_id, CURRENT, about, tokens, now_us=self._clock.now_us())
 
     def begin_count(self, conn_id: str, *, every_s: float) -> bool:
         """Tell one process in ``every_s`` seconds that the ad accounts of the consent in force want counting.
@@ -193,15 +187,16 @@ class Consents:
         self, conn_id: str, role: str, about: Mapping[str, Any], tokens: Mapping[str, Any], *, now_us: int
     ) -> None:
         """Write a consent and its tokens in place of the one that plays this role."""
-        for tries_left in (2, 1, 0):
-            try:
-                with writing(self._engine) as connection:
-                    self._replace(connection, conn_id, role, about, tokens, now_us=now_us)
-            except IntegrityError:  # another process did the same at the same moment
-                if not tries_left:
-                    raise
-            else:
-                return
+        with self._alone() as connection:
+            self._replace(connection, conn_id, role, about, tokens, now_us=now_us)
+
+    @contextmanager
+    def _alone(self) -> Iterator[Connection]:
+        """One transaction that writes consents, with no other beside it."""
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CONSENT_LOCK})
+            yield connection
 
     def _replace(
         self,
@@ -273,6 +268,25 @@ def no_cipher() -> Misconfigured:
         "Airflow's Fernet key is empty, so Criteo's tokens would be stored in plain text. "
         "Set [core] fernet_key (AIRFLOW__CORE__FERNET_KEY) to a key of your own."
     )
+
+
+def _is_taken(connection: Connection, conn_id: str, mark: str) -> bool:
+    """Whether this connection has taken the seed ``mark`` before; raise Misconfigured where another one uses it."""
+    rows = connection.execute(
+        select(consent.c.connection_id, consent.c.seed).where(
+            (consent.c.connection_id == conn_id) & (consent.c.role != CANDIDATE)
+            | (consent.c.seed == mark) & (consent.c.role != FORGOTTEN)
+        )
+    ).all()
+    if any(row.connection_id == conn_id and row.seed == mark for row in rows):
+        return True
+    other = next((row.connection_id for row in rows if row.connection_id != conn_id), None)
+    if other is not None:
+        raise Misconfigured(
+            f"Connection {conn_id}, field Refresh token: connection {other} uses this one, and a refresh token "
+            "serves one connection only; use that connection, or consent once more for this one."
+        )
+    return False
 
 
 def fingerprint(application: str, refresh_token: str) -> str:
