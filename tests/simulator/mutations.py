@@ -43,12 +43,9 @@ MUTATIONS = (
     Mutation(
         "an answer settles what others hold by now",
         "store/settle.py",
-        "query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)\n"
-        "    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()\n"
-        "    if len(rows)",
+        'rows = connection.execute(_HELD, {"request": claimed.request_id}).all()\n    if len(rows)',
         "query = select(part).where(part.c.id.in_([one.part_id for one in claimed.parts]))\n"
-        "    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()\n"
-        "    if len(rows)",
+        "    rows = connection.execute(query.order_by(part.c.id)).all()\n    if len(rows)",
     ),
     Mutation(
         "a 429 counts as accepted",
@@ -90,8 +87,8 @@ MUTATIONS = (
     Mutation(
         "each attempt begins the patience anew",
         "store/claim.py",
-        "deadline_us=func.coalesce(part.c.deadline_us, literal(now_us, BigInteger) + patience),",
-        "deadline_us=literal(now_us, BigInteger) + patience,",
+        "deadline_us=func.coalesce(part.c.deadline_us, _NOW + _PATIENCE),",
+        "deadline_us=_NOW + _PATIENCE,",
     ),
     Mutation(
         "who is past the deadline is sent all the same",

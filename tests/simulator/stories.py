@@ -75,7 +75,8 @@ class _Teller:
     def tell(self) -> list[Event]:
         chance, add = self.chance, self.story.append
         if chance.random() < 0.5:
-            add(("criteo", chance.choice(("all", "one", "none")), chance.random() < 0.5))
+            # A narrowing is ten times as many requests as a story has without it.
+            add(("criteo", chance.choice(("all", "all", "one", "none")), chance.random() < 0.25))
         self._arrivals()
         for _ in range(chance.randint(1, 5)):
             if "weather" in self.faults and chance.random() < 0.6:

@@ -16,6 +16,7 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 from criteo_provider.flow import enter, upload
+from criteo_provider.store import clock
 
 # Far ahead of any clock of a database, which the view of users reads: there nobody is ever late in a story.
 START_US = 4_000_000_000_000_000
@@ -169,7 +170,7 @@ class Pool:
 
 @contextmanager
 def in_place_of_real_ones(schedule: Schedule) -> Iterator[None]:
-    """Give the rooms of the flow these threads, this clock and this chance for a while."""
+    """Give the rooms of the flow these threads, this chance, and all of them this clock for a while."""
     threading = SimpleNamespace(
         Event=lambda: Event(schedule), Thread=lambda *, target, **_more: Thread(schedule, target)
     )
@@ -178,6 +179,7 @@ def in_place_of_real_ones(schedule: Schedule) -> Iterator[None]:
         (enter, "time", SimpleNamespace(monotonic=lambda: schedule.real_us / 1e6)),
         (upload, "ThreadPoolExecutor", lambda *_, **__: Pool(schedule)),
         (upload, "random", schedule.chance),
+        (clock, "read_us", lambda _connection: schedule.now_us),
     ]
     real = [(room, name, getattr(room, name)) for room, name, _ in put]
     try:

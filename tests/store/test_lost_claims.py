@@ -14,6 +14,8 @@ from sqlalchemy import event
 from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.core.model import ClaimedRequest, Operation, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Refused, Unavailable
+from criteo_provider.store import clock
+from criteo_provider.store.claim import ClaimTerms
 from tests.world import World, canvas, crowd, digest, step
 
 NO_ANSWER = Unavailable("no-answer", "Criteo did not answer in time.", maybe_applied=True)
@@ -226,3 +228,35 @@ def test_a_busy_ledger_says_so_and_goes_on(sqlite_url: str) -> None:
     world.enter("in", crowd(range(3)))
     assert world.numbers("add") == (3, 0, 0, 3, 0)
     world.close()
+
+
+def test_who_was_stopped_for_hours_before_its_claim_takes_no_live_request(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a reading of the clock that is hours old, a live lease looks set by a clock that has stepped back since."""
+    monkeypatch.setattr(clock, "read_us", lambda _connection: world.now_us)
+    world.declare(canvas("tour", step("add")))
+    stale = ClaimTerms("criteo_default", frozenset({"1001"}), Role.FRESH, "stopped", 120)
+    read_before_us = world.now_us
+    world.pass_time(2 * 3600)
+    world.enter("tour", crowd(range(3)))
+    live = world.claim()
+    assert live is not None
+    assert world.ledger.claim(stale, now_us=read_before_us) is None
+    world.ledger.sweep(now_us=read_before_us)
+    assert world.settle(live) == 0
+    assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+def test_a_lease_of_before_the_clock_stepped_back_is_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that was set back for real does not hold people back for as long as it was set back."""
+    monkeypatch.setattr(clock, "read_us", lambda _connection: world.now_us)
+    world.declare(canvas("tour", step("add")))
+    world.pass_time(3 * 3600)
+    world.enter("tour", crowd(range(3)))
+    assert world.claim() is not None
+    world.pass_time(-2 * 3600)
+    assert world.ledger.sweep(now_us=world.now_us) == 0
+    again = world.claim(Role.RETRY)
+    assert again is not None
+    assert again.identifiers == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -11,10 +12,11 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     and_,
+    bindparam,
     func,
     insert,
-    literal,
     not_,
     or_,
     select,
@@ -29,7 +31,7 @@ from criteo_provider.core.model import (
     PartState,
     Role,
 )
-from criteo_provider.store.clock import is_over
+from criteo_provider.store.clock import caught_up, is_over
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.intents import drop_superseded
 from criteo_provider.store.opt_outs import lock_claims
@@ -49,6 +51,10 @@ SHORT_ATTEMPTS = 3
 LOOKS = 20
 # A sign that waits behind a barrier keeps the other one back for so long; who waits may not be at work just now.
 TURN_US = 10_000_000
+
+# Statements of every claim are made once: to make one takes longer than the database needs for it.
+_NOW = bindparam("now_us", type_=BigInteger)
+_AUDIENCE = bindparam("audience_id", type_=BigInteger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ class ClaimTerms:
 def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedRequest | None:
     """Claim the next request of a connection, or None when nothing may be sent now."""
     lock_claims(connection)
+    now_us = caught_up(connection, now_us)
     reclaim_expired(connection, now_us=now_us)
     troubles = Troubles(connection, terms.connection_id, now_us)
     for _ in range(LOOKS):
@@ -104,10 +111,7 @@ def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedR
 
 def reclaim_expired(connection: Connection, *, now_us: int) -> int:
     """Open the parts of requests whose owner has let the lease run out; return how many requests that were."""
-    lost = connection.execute(
-        select(request.c.id).where(request.c.state == "in_flight", is_over(request.c.lease_until_us + 1, now_us))
-    ).scalars()
-    ids = list(lost)
+    ids = list(connection.execute(_LOST, {"now_us": now_us}).scalars())
     if ids:
         reopened = connection.execute(
             update(part)
@@ -124,15 +128,19 @@ def reclaim_expired(connection: Connection, *, now_us: int) -> int:
     return len(ids)
 
 
-def sendable(role: Role, now_us: int) -> ColumnElement[bool]:
+_LOST = select(request.c.id).where(request.c.state == "in_flight", is_over(request.c.lease_until_us + 1, _NOW))
+
+
+def sendable(role: Role, now_us: int | ColumnElement[int]) -> ColumnElement[bool]:
     """The condition on parts that ``role`` may send now; steps must be joined."""
     mine = part.c.attempts < SHORT_ATTEMPTS if role is Role.FRESH else part.c.attempts > 0
     not_over = or_(part.c.deadline_us.is_(None), part.c.deadline_us > now_us)
     return and_(part.c.state == PartState.OPEN, part.c.due_us <= now_us, at_work(), mine, not_over)
 
 
-def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]:
-    query = (
+@cache
+def _lanes_query(role: Role) -> Select[Any]:
+    return (
         select(
             part.c.audience_id,
             part.c.operation,
@@ -152,14 +160,18 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
         .join(step, step.c.id == part.c.step_id)
         .join(audience, audience.c.id == part.c.audience_id)
         .where(
-            audience.c.connection_id == terms.connection_id,
-            audience.c.ad_account.in_(terms.ad_accounts),
+            audience.c.connection_id == bindparam("connection_id"),
+            audience.c.ad_account.in_(bindparam("ad_accounts", expanding=True)),
             audience.c.criteo_id.is_not(None),
             part.c.look_back == 0,
-            sendable(terms.role, now_us),
+            sendable(role, _NOW),
         )
         .group_by(part.c.audience_id, part.c.operation, part.c.identifier_type, part.c.gum_caller_id, audience.c.id)
     )
+
+
+def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]:
+    wanted = {"connection_id": terms.connection_id, "ad_accounts": list(terms.ad_accounts), "now_us": now_us}
     return [
         Lane(
             row.audience_id,
@@ -175,7 +187,7 @@ def _lanes(connection: Connection, terms: ClaimTerms, now_us: int) -> list[Lane]
             (row.oldest_us, row.first_id),
             (row.newest_us, row.last_id),
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_lanes_query(terms.role), wanted)
     ]
 
 
@@ -215,28 +227,38 @@ def _is_fresh_turn(lane: Lane) -> bool:
     return lane.served % FRESH_TURN == FRESH_TURN - 1
 
 
-def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *, newest_first: bool) -> list[Row[Any]]:
+@cache
+def _parts_query(role: Role, *, newest_first: bool) -> Select[Any]:
     order = (part.c.intent_us, part.c.upload_id)
     ordered = [column.desc() if newest_first else column.asc() for column in order]
-    query = (
+    return (
         select(part)
         .join(step, step.c.id == part.c.step_id)
         .where(
-            part.c.audience_id == lane.audience_id,
-            part.c.operation == lane.operation.value,
-            part.c.identifier_type == lane.identifier_type,
-            part.c.gum_caller_id.is_not_distinct_from(lane.gum_caller_id),
+            part.c.audience_id == _AUDIENCE,
+            part.c.operation == bindparam("operation"),
+            part.c.identifier_type == bindparam("identifier_type"),
+            part.c.gum_caller_id.is_not_distinct_from(bindparam("gum_caller_id", type_=part.c.gum_caller_id.type)),
             part.c.look_back == 0,
-            sendable(terms.role, now_us),
+            sendable(role, _NOW),
         )
         # What is being narrowed goes last, each group alone.
         .order_by(part.c.narrow_level.asc(), part.c.narrow_group.asc(), *ordered)
         .limit(MAX_PARTS)
+        # SQLite, where there is one writer, has no locks of rows, and leaves this out.
+        .with_for_update(of=part, skip_locked=True)
     )
-    if connection.dialect.name == "postgresql":
-        query = query.with_for_update(of=part, skip_locked=True)
-    rows = connection.execute(query).all()
-    return _fill(rows)
+
+
+def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *, newest_first: bool) -> list[Row[Any]]:
+    wanted = {
+        "audience_id": lane.audience_id,
+        "operation": lane.operation.value,
+        "identifier_type": lane.identifier_type,
+        "gum_caller_id": lane.gum_caller_id,
+        "now_us": now_us,
+    }
+    return _fill(connection.execute(_parts_query(terms.role, newest_first=newest_first), wanted).all())
 
 
 def _fill(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
@@ -260,47 +282,23 @@ def _take(
     is_probe: bool,
 ) -> ClaimedRequest:
     lease_until_us = now_us + round(terms.lease_s * 1e6)
-    request_id = int(
-        connection.execute(
-            insert(request)
-            .values(
-                audience_id=lane.audience_id,
-                operation=lane.operation.value,
-                identifier_type=lane.identifier_type,
-                identifiers=sum(row.identifiers for row in rows),
-                parts=len(rows),
-                owner=terms.owner,
-                role=terms.role.value,
-                claimed_us=now_us,
-                lease_until_us=lease_until_us,
-                state="in_flight",
-                narrow_root=rows[0].narrow_root,
-                narrow_level=rows[0].narrow_level,
-            )
-            .returning(request.c.id)
-        ).scalar_one()
-    )
-    patience = (
-        select(canvas.c.retry_for_us)
-        .join(step, step.c.canvas_id == canvas.c.id)
-        .where(step.c.id == part.c.step_id)
-        .scalar_subquery()
-    )
-    connection.execute(
-        update(part)
-        .where(part.c.id.in_([row.id for row in rows]))
-        .values(
-            state=PartState.CLAIMED,
-            request_id=request_id,
-            attempts=part.c.attempts + 1,
-            deadline_us=func.coalesce(part.c.deadline_us, literal(now_us, BigInteger) + patience),
-        )
-    )
-    connection.execute(
-        update(audience)
-        .where(audience.c.id == lane.audience_id)
-        .values(served=audience.c.served + 1, served_us=now_us, turn=None, turn_until_us=0)
-    )
+    values = {
+        "audience_id": lane.audience_id,
+        "operation": lane.operation.value,
+        "identifier_type": lane.identifier_type,
+        "identifiers": sum(row.identifiers for row in rows),
+        "parts": len(rows),
+        "owner": terms.owner,
+        "role": terms.role.value,
+        "claimed_us": now_us,
+        "lease_until_us": lease_until_us,
+        "state": "in_flight",
+        "narrow_root": rows[0].narrow_root,
+        "narrow_level": rows[0].narrow_level,
+    }
+    request_id = int(connection.execute(_NEW_REQUEST, values).scalar_one())
+    connection.execute(_TAKEN, {"ids": [row.id for row in rows], "request": request_id, "now_us": now_us})
+    connection.execute(_SERVED, {"audience": lane.audience_id, "now_us": now_us})
     return ClaimedRequest(
         request_id,
         lane.audience_id,
@@ -313,6 +311,30 @@ def _take(
         lease_until_us,
         is_probe,
     )
+
+
+_NEW_REQUEST = insert(request).returning(request.c.id)
+_PATIENCE = (
+    select(canvas.c.retry_for_us)
+    .join(step, step.c.canvas_id == canvas.c.id)
+    .where(step.c.id == part.c.step_id)
+    .scalar_subquery()
+)
+_TAKEN = (
+    update(part)
+    .where(part.c.id.in_(bindparam("ids", expanding=True)))
+    .values(
+        state=PartState.CLAIMED,
+        request_id=bindparam("request"),
+        attempts=part.c.attempts + 1,
+        deadline_us=func.coalesce(part.c.deadline_us, _NOW + _PATIENCE),
+    )
+)
+_SERVED = (
+    update(audience)
+    .where(audience.c.id == bindparam("audience"))
+    .values(served=audience.c.served + 1, served_us=_NOW, turn=None, turn_until_us=0)
+)
 
 
 def _claimed_part(row: Row[Any]) -> ClaimedPart:
@@ -333,12 +355,14 @@ def _claimed_part(row: Row[Any]) -> ClaimedPart:
 
 def _in_flight(connection: Connection, audience_ids: Iterable[int], now_us: int) -> dict[int, set[str]]:
     """Which signs may still reach Criteo; a lost answer counts until its lease is over."""
-    query = select(request.c.audience_id, request.c.operation).where(
-        request.c.audience_id.in_(list(audience_ids)),
-        or_(request.c.state == "in_flight", request.c.state == "unknown"),
-        not_(is_over(request.c.lease_until_us + 1, now_us)),
-    )
     signs: dict[int, set[str]] = {}
-    for row in connection.execute(query):
+    for row in connection.execute(_UNDER_WAY, {"audiences": list(audience_ids), "now_us": now_us}):
         signs.setdefault(row.audience_id, set()).add(row.operation)
     return signs
+
+
+_UNDER_WAY = select(request.c.audience_id, request.c.operation).where(
+    request.c.audience_id.in_(bindparam("audiences", expanding=True)),
+    or_(request.c.state == "in_flight", request.c.state == "unknown"),
+    not_(is_over(request.c.lease_until_us + 1, _NOW)),
+)

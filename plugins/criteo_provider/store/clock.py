@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol
 
-from sqlalchemy import ColumnElement, Engine, or_, text
+from sqlalchemy import ColumnElement, Connection, Engine, or_, text
 
 # A machine's monotonic clock drifts by less than 50 ppm, so a minute costs at most 3 ms.
 REFRESH_S = 60.0
@@ -15,12 +15,26 @@ REFRESH_S = 60.0
 FURTHEST_US = 3_600_000_000
 
 _NOW = {
-    "sqlite": "SELECT (julianday('now') - 2440587.5) * 86400000000.0",
-    "postgresql": "SELECT extract(epoch FROM clock_timestamp()) * 1000000",
+    "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400000000.0"),
+    "postgresql": text("SELECT extract(epoch FROM clock_timestamp()) * 1000000"),
 }
 
 
-def is_over(moment: ColumnElement[int], now_us: int) -> ColumnElement[bool]:
+def read_us(connection: Connection) -> int:
+    """Return what the database's clock says."""
+    return int(connection.execute(_NOW[connection.dialect.name]).scalar_one())
+
+
+def caught_up(connection: Connection, now_us: int) -> int:
+    """Return ``now_us``, or the database's own time where that is later: its reader may have been stopped since.
+
+    Whoever takes leases back asks inside its transaction: by an old reading, a live lease lies so far ahead that it
+    looks as if a clock had stepped back.
+    """
+    return max(now_us, read_us(connection))
+
+
+def is_over(moment: ColumnElement[int], now_us: int | ColumnElement[int]) -> ColumnElement[bool]:
     """The condition that a lease or a wait has ended, or was set by a clock that has stepped back since."""
     return or_(moment <= now_us, moment > now_us + FURTHEST_US)
 
@@ -50,6 +64,6 @@ class DatabaseClock:
 
     def _ask(self) -> None:
         with self._engine.connect() as connection:
-            told_us = int(connection.execute(text(_NOW[self._engine.dialect.name])).scalar_one())
+            told_us = read_us(connection)
         self._asked_s = time.monotonic()
         self._ahead_us = told_us - int(self._asked_s * 1e6)

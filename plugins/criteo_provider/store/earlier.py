@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 import msgspec
-from sqlalchemy import Connection, Row, case, insert, literal_column, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, case, insert, literal_column, or_, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey
@@ -60,15 +60,18 @@ class LookedUp:
 
 def stages_to_look_up(connection: Connection, *, now_us: int) -> list[int]:
     """Return the stages of due removals nobody has looked up yet, oldest intents first; mostly none."""
-    query = (
-        select(part.c.stage_id, part.c.intent_us)
-        .join(step, step.c.id == part.c.step_id)
-        .where(_WANTED, part.c.state == PartState.OPEN, part.c.due_us <= now_us, step.c.declared)
-        .distinct()
-        .order_by(part.c.intent_us)
-        .limit(MOST_STAGES)
-    )
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_TO_LOOK_UP, {"now_us": now_us}).scalars())
+
+
+# Made once, for every claim asks it.
+_TO_LOOK_UP = (
+    select(part.c.stage_id, part.c.intent_us)
+    .join(step, step.c.id == part.c.step_id)
+    .where(_WANTED, part.c.state == PartState.OPEN, part.c.due_us <= bindparam("now_us"), step.c.declared)
+    .distinct()
+    .order_by(part.c.intent_us)
+    .limit(MOST_STAGES)
+)
 
 
 def look_up(connection: Connection, stage_ids: Sequence[int]) -> LookedUp:

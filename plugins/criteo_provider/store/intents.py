@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, insert, or_, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import Operation, PartState, Reason, Span
@@ -94,13 +94,17 @@ def stored_of(
 
 def packed_of(connection: Connection, chunk_id: int, form: str, earlier_id: int | None) -> tuple[Sequence[Span], bytes]:
     """Return who has a value, and all of them packed: of a form of the chunk, or of what was added before."""
-    query = select(identifiers.c.present, identifiers.c.packed).where(
-        identifiers.c.chunk_id == chunk_id, identifiers.c.form == form
-    )
-    if earlier_id is not None:
-        query = select(earlier.c.present, earlier.c.packed).where(earlier.c.id == earlier_id)
-    found = connection.execute(query).one()
+    if earlier_id is None:
+        found = connection.execute(_OF_CHUNK, {"chunk": chunk_id, "named": form}).one()
+    else:
+        found = connection.execute(_BEFORE, {"key": earlier_id}).one()
     return spans_from_text(found.present), bytes(found.packed)
+
+
+_OF_CHUNK = select(identifiers.c.present, identifiers.c.packed).where(
+    identifiers.c.chunk_id == bindparam("chunk"), identifiers.c.form == bindparam("named")
+)
+_BEFORE = select(earlier.c.present, earlier.c.packed).where(earlier.c.id == bindparam("key"))
 
 
 def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> None:
@@ -124,10 +128,18 @@ def _close(connection: Connection, row: Row[Any], people: Sequence[Span]) -> Non
 
 def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Any]:
     opposite = Operation(rows[0].operation).opposite.value
-    sent = part.c.attempts > 0
-    if any(row.attempts for row in rows):
-        sent = or_(sent, part.c.state == PartState.OPEN)
-    query = select(
+    wanted = {
+        "audience": rows[0].audience_id,
+        "opposite": opposite,
+        "since_us": min(row.intent_us for row in rows),
+        "forms": list({row.form for row in rows}),
+    }
+    is_retry = any(row.attempts for row in rows)
+    return connection.execute(_LATER_UNSENT_TOO if is_retry else _LATER_SENT, wanted).all()
+
+
+def _later(*which: ColumnElement[bool]) -> Select[Any]:
+    return select(
         part.c.upload_id,
         part.c.chunk_id,
         part.c.form,
@@ -137,12 +149,15 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
         part.c.attempts,
     ).where(
         and_(
-            part.c.audience_id == rows[0].audience_id,
-            part.c.operation == opposite,
-            part.c.intent_us >= min(row.intent_us for row in rows),
-            part.c.form.in_({row.form for row in rows}),
+            part.c.audience_id == bindparam("audience"),
+            part.c.operation == bindparam("opposite"),
+            part.c.intent_us >= bindparam("since_us"),
+            part.c.form.in_(bindparam("forms", expanding=True)),
             part.c.state.not_in((PartState.WAITING, PartState.CLOSED)),
-            sent,
+            *which,
         )
     )
-    return connection.execute(query).all()
+
+
+_LATER_SENT = _later(part.c.attempts > 0)
+_LATER_UNSENT_TOO = _later(or_(part.c.attempts > 0, part.c.state == PartState.OPEN))

@@ -37,7 +37,7 @@ from criteo_provider.store import (
     troubles,
 )
 from criteo_provider.store import claim as claiming
-from criteo_provider.store.clock import is_over
+from criteo_provider.store.clock import caught_up, is_over
 from criteo_provider.store.engine import reading, unwritable, writing
 from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
@@ -225,11 +225,12 @@ class Ledger:
         """Take back expired claims and who was given up too early, start clocks, record who is past the deadline."""
 
         def verb(connection: Connection) -> int:
-            claiming.reclaim_expired(connection, now_us=now_us)
-            settle.set_right(connection, now_us=now_us)
-            settle.revive(connection, now_us=now_us)
-            settle.start_clocks(connection, now_us=now_us)
-            return gone.give_up(connection, now_us=now_us) + settle.expire(connection, now_us=now_us)
+            at_us = caught_up(connection, now_us)
+            claiming.reclaim_expired(connection, now_us=at_us)
+            settle.set_right(connection, now_us=at_us)
+            settle.revive(connection, now_us=at_us)
+            settle.start_clocks(connection, now_us=at_us)
+            return gone.give_up(connection, now_us=at_us) + settle.expire(connection, now_us=at_us)
 
         return self._write(verb)
 

@@ -128,7 +128,10 @@ CLAIM_LOCK = 0x43524954454F
 
 def any_opt_outs(connection: Connection) -> bool:
     """Whether anybody has ever opted out."""
-    return connection.execute(select(func.max(opt_out.c.id))).scalar() is not None
+    return connection.execute(_LATEST).scalar() is not None
+
+
+_LATEST = select(func.max(opt_out.c.id))
 
 
 def withdrawn_in(

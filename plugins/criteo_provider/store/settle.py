@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, bindparam, func, literal, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import ClaimedRequest, Metric, PartState, Reason
@@ -35,10 +35,18 @@ from criteo_provider.store.unwanted import close_unwanted
 _UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
 
 
+# What a request still holds: whoever settles it may touch nothing else.
+_HELD = (
+    select(part)
+    .where(part.c.request_id == bindparam("request"), part.c.state == PartState.CLAIMED)
+    .order_by(part.c.id)
+    .with_for_update()
+)
+
+
 def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
     """Write what ``outcome`` means for the people of ``claimed``; return how many of its parts were lost to others."""
-    query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
-    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()
+    rows = connection.execute(_HELD, {"request": claimed.request_id}).all()
     if len(rows) < len(claimed.parts) and may_have_arrived(outcome):
         send_last_intents_again(connection, claimed, {row.id for row in rows}, now_us=now_us)
     if not rows:
@@ -80,8 +88,7 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
 
 def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> None:
     """Give a claim back unsent: it costs no attempt, and starts no clock."""
-    query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
-    rows = connection.execute(query.order_by(part.c.id).with_for_update()).all()
+    rows = connection.execute(_HELD, {"request": claimed.request_id}).all()
     started = select(request.c.claimed_us).where(request.c.id == claimed.request_id).scalar_subquery()
     connection.execute(
         update(part)
@@ -263,4 +270,9 @@ def _heal(connection: Connection, claimed: ClaimedRequest, now_us: int) -> None:
 
 def _lock_stages(connection: Connection, stage_ids: set[int]) -> None:
     for ids in slices(sorted(stage_ids)):
-        connection.execute(select(stage.c.id).where(stage.c.id.in_(ids)).order_by(stage.c.id).with_for_update())
+        connection.execute(_LOCK, {"stages": list(ids)})
+
+
+_LOCK = (
+    select(stage.c.id).where(stage.c.id.in_(bindparam("stages", expanding=True))).order_by(stage.c.id).with_for_update()
+)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, insert, select, update
 
 from criteo_provider.core.model import Metric, PartState, Span, StageState, Status
 from criteo_provider.core.standing import (
@@ -65,7 +65,7 @@ def refold(
         if changed:
             connection.execute(_UPDATE_STAGE, changed)
         if dropped:
-            connection.execute(delete(stage_exception).where(stage_exception.c.stage_id.in_(dropped)))
+            connection.execute(_DROP_EXCEPTIONS, {"stages": dropped})
         if added:
             connection.execute(insert(stage_exception), added)
     deltas.write(connection, cause, now_us)
@@ -79,26 +79,16 @@ def load(
 
     With ``as_of_us``, open parts whose deadline is past by then read as given up.
     """
-    query = (
-        select(stage, step.c.canvas_id, step_version.c.is_last)
-        .join(step, step.c.id == stage.c.step_id)
-        .join(step_version, step_version.c.id == stage.c.version_id)
-        .where(stage.c.id.in_(stage_ids))
-        .order_by(stage.c.id)
-    )
-    rows = connection.execute(query.with_for_update(of=stage) if lock else query).all()
+    wanted = {"stages": list(stage_ids)}
+    rows = connection.execute(_STAGES_LOCKED if lock else _STAGES, wanted).all()
     part_fates: dict[int, list[PartFate]] = defaultdict(list)
-    for found in connection.execute(
-        select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason, part.c.deadline_us).where(
-            part.c.stage_id.in_(stage_ids)
-        )
-    ):
+    for found in connection.execute(_FATES, wanted):
         state, of_stage = PartState(found.state), part_fates[found.stage_id]
         if as_of_us is not None and state is PartState.OPEN and (found.deadline_us or as_of_us + 1) <= as_of_us:
             state = PartState.ERRORED
         of_stage.extend(PartFate(span, state, found.reason) for span in spans_from_text(found.spans))
     exceptions: dict[int, list[Stand]] = defaultdict(list)
-    for found in connection.execute(select(stage_exception).where(stage_exception.c.stage_id.in_(stage_ids))):
+    for found in connection.execute(_EXCEPTIONS, wanted):
         exceptions[found.stage_id].append(Stand(Span(found.first, found.last), Status(found.status), found.reason))
     return [
         Standing(
@@ -174,6 +164,21 @@ def _stage_values(stage_id: int, status: Status, reason: str | None, totals: dic
     }
 
 
+# These are made once: every settlement asks them.
+_THESE: BindParameter[int] = bindparam("stages", expanding=True)
+_STAGES = (
+    select(stage, step.c.canvas_id, step_version.c.is_last)
+    .join(step, step.c.id == stage.c.step_id)
+    .join(step_version, step_version.c.id == stage.c.version_id)
+    .where(stage.c.id.in_(_THESE))
+    .order_by(stage.c.id)
+)
+_STAGES_LOCKED = _STAGES.with_for_update(of=stage)
+_FATES = select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason, part.c.deadline_us).where(
+    part.c.stage_id.in_(_THESE)
+)
+_EXCEPTIONS = select(stage_exception).where(stage_exception.c.stage_id.in_(_THESE))
+_DROP_EXCEPTIONS = delete(stage_exception).where(stage_exception.c.stage_id.in_(_THESE))
 _UPDATE_STAGE = (
     update(stage)
     .where(stage.c.id == bindparam("key"))

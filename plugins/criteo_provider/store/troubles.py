@@ -41,6 +41,8 @@ PEOPLE, LATE = "people", "late"
 # Troubles that hold people back.
 HOLDING = ("connection", "ad_account", "audience")
 
+_ALL = select(trouble)
+
 # Nothing is probed until a person connects the ad account again.
 NEVER_US = 253_370_764_800_000_000  # the year 9999
 
@@ -50,7 +52,7 @@ class Troubles:
 
     def __init__(self, connection: Connection, connection_id: str, now_us: int) -> None:
         self._connection_id = connection_id
-        rows = connection.execute(select(trouble)).all()
+        rows = connection.execute(_ALL).all()
         # A probe further ahead than any is put off was set before the clock stepped back.
         self._due = {
             (row.scope, row.key): row.code != DISCONNECTED and not now_us < row.next_probe_us <= now_us + FURTHEST_US

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import PartState, Reason
@@ -25,15 +25,7 @@ def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
     """
     doomed: dict[Reason, list[int]] = defaultdict(list)
     for ids in slices(sorted(stage_ids)):
-        query = (
-            select(
-                part.c.id, part.c.stage_id, part.c.form, part.c.earlier_id, step.c.dropped_upto, step_version.c.fields
-            )
-            .join(step, step.c.id == part.c.step_id)
-            .join(step_version, step_version.c.id == step.c.version_id)
-            .where(part.c.stage_id.in_(ids), part.c.state.in_((PartState.WAITING, PartState.OPEN)))
-        )
-        for row in connection.execute(query):
+        for row in connection.execute(_STILL_TO_BE_SENT, {"stages": list(ids)}):
             if row.dropped_upto is not None and row.stage_id <= row.dropped_upto:
                 doomed[Reason.DROPPED].append(row.id)
             elif row.earlier_id is None and Form(row.form).field not in msgspec.json.decode(row.fields):
@@ -42,6 +34,17 @@ def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
         for ids in slices(sorted(part_ids)):
             connection.execute(update(part).where(part.c.id.in_(ids)).values(state=PartState.CLOSED, reason=reason))
     return sum(map(len, doomed.values()))
+
+
+_STILL_TO_BE_SENT = (
+    select(part.c.id, part.c.stage_id, part.c.form, part.c.earlier_id, step.c.dropped_upto, step_version.c.fields)
+    .join(step, step.c.id == part.c.step_id)
+    .join(step_version, step_version.c.id == step.c.version_id)
+    .where(
+        part.c.stage_id.in_(bindparam("stages", expanding=True)),
+        part.c.state.in_((PartState.WAITING, PartState.OPEN)),
+    )
+)
 
 
 def open_stages(connection: Connection, step_id: int) -> list[int]:
