@@ -92,6 +92,13 @@ class Accounts:
             if not (decided[one].chosen if one in decided else may_use_undecided(connection, one))
         }
 
+    def served(self, conn_id: str) -> list[str]:
+        """Return the ad accounts a connection is to serve, as far as anybody has named them."""
+        connection = self._around.criteo(conn_id)
+        decided = {one.ad_account: one.chosen for one in self._book.decisions(conn_id)}
+        allowed = [one for one in connection.allowed_ad_accounts if may_use_undecided(connection, one)]
+        return [one for one in dict.fromkeys([*decided, *allowed]) if decided.get(one, True)]
+
     # --- what people do
 
     def choose(self, conn_id: str, ad_accounts: Mapping[str, str], *, by: str) -> list[str]:
@@ -121,11 +128,10 @@ class Accounts:
     def check(self, conn_id: str) -> CheckResult:
         """Ask Criteo how a connection fares, and remember it; a good answer ends a trouble of the connection."""
         found: tuple[AdAccount, ...] = ()
-        connection = self._around.criteo(conn_id)
-        chosen = [one.ad_account for one in self._book.decisions(conn_id) if one.chosen]
+        served = self.served(conn_id)
         try:
             with self._door.client(conn_id) as client:
-                result = check_access(client, chosen or connection.allowed_ad_accounts)
+                result = check_access(client, served)
                 found = client.ad_accounts() if result.ok else result.ad_accounts
         except CriteoSyncError as error:
             result = CheckResult(False, str(error), getattr(error, "code", "misconfigured"))

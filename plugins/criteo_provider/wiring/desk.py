@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from criteo_provider.core import identifiers
 from criteo_provider.core.errors import QuotaReached
+from criteo_provider.core.identifiers import Form
+from criteo_provider.core.model import Operation
+from criteo_provider.core.outcome import Busy, Outcome, Unavailable
 from criteo_provider.core.quota import unable_to_create
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.listing import Listing
+from criteo_provider.criteo_api.wire import amendment_body
 from criteo_provider.store.launches import Launches
 
 UNUSED_AFTER_US = 90 * 86_400_000_000
+TRIES = 3
+LONGEST_WAIT_S = 60.0
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +59,15 @@ class Desk:
         since_us = self.now_us() - UNUSED_AFTER_US
         synced = self.launches.synced_since(self.conn_id, listing.ad_account, since_us)
         return [one.name for one in listing.audiences if one.takes_people and one.criteo_id not in synced]
+
+
+def try_writing(client: CriteoClient, criteo_id: str, *, tries: int = TRIES) -> Outcome:
+    """Remove somebody who does not exist: it changes nothing, and is allowed only to who may write."""
+    nobody = identifiers.json_items(secrets.token_bytes(_DIGEST_BYTES), Form.EMAIL_SHA256)
+    pieces, _length = amendment_body(Operation.REMOVE.value, "email", None, [nobody])
+    for tries_left in range(tries - 1, -1, -1):
+        outcome = client.amend(criteo_id, pieces, slot_taken=False)
+        if not isinstance(outcome, Busy | Unavailable) or not tries_left:
+            break
+        time.sleep(min(outcome.wait_s or 1.0, LONGEST_WAIT_S))
+    return outcome

@@ -13,7 +13,7 @@ from criteo_provider.core.quota import MOST_AUDIENCES, WARN_FROM
 
 
 class Severity(StrEnum):
-    """Whether a canvas cannot be launched, or should soon be seen to."""
+    """Whether something does not work, or should soon be seen to."""
 
     FAILURE = "failure"
     WARNING = "warning"
@@ -63,6 +63,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 _F, _W = Severity.FAILURE, Severity.WARNING
 _NOT_READ = "Nothing is read while people could not be sent; the cursor stays, so nobody is lost."
+_OPT_OUTS = "While nobody can read who opts out, people who did are sent all the same; launches do not wait for it."
 _ONE_TARGET = "People may only be put into one contact list that takes them."
 KINDS: Mapping[str, Kind] = {
     # what a canvas file says
@@ -82,11 +83,17 @@ KINDS: Mapping[str, Kind] = {
     "ledger-unusable": Kind(_F, Scope.DEPLOYMENT, "The ledger cannot be used: {sentence}",
         "Everything that is known of people is kept there.",
         "Check the connection criteo_ledger, or [criteo] ledger_path; then `airflow criteo db upgrade`."),
+    "opt-out-file": Kind(_F, Scope.DEPLOYMENT, "{what}", _OPT_OUTS, "{mend}"),
+    "opt-outs-unreadable": Kind(_F, Scope.SOURCE, "Opt-outs cannot be read: {sentence}", _OPT_OUTS,
+        "Correct the feed, or what it reads from."),
     # the connection
     "not-connected": Kind(_F, Scope.CONNECTION, "Criteo is not connected: {sentence}", _NOT_READ,
         "Set up the connection {conn_id}, and test it with `airflow criteo accounts check --conn-id {conn_id}`."),
     "access-lost": Kind(_F, Scope.CONNECTION, "Criteo does not let connection {conn_id} in: {sentence}", _NOT_READ,
         "Disconnect and connect again; ask your Criteo admin whether the permission still exists."),
+    "not-consented": Kind(_F, Scope.CONNECTION, "Nobody has connected {conn_id} to Criteo yet.", _NOT_READ,
+        "Press Connect Criteo on the Accounts page, or run `airflow criteo accounts connect --conn-id {conn_id}`; "
+        "then choose ad accounts."),
     "criteo-unavailable": Kind(_F, Scope.CONNECTION, "Criteo could not be asked: {sentence}",
         "What was not seen cannot be promised.", "Nothing to do if it passes: it is tried again by itself."),
     "guidelines": Kind(_F, Scope.CONNECTION,
@@ -105,6 +112,10 @@ KINDS: Mapping[str, Kind] = {
         "Connection {conn_id} may not see audiences of ad account {ad_account}.",
         "Audiences are found, created and filled with the Audiences permission.",
         "Ask your Criteo admin to set the Audiences permission to Manage, and to consent again."),
+    "read-only-permission": Kind(_F, Scope.AD_ACCOUNT,
+        "Connection {conn_id} may see the audiences of ad account {ad_account}, but not change them.",
+        "People are put into audiences with the Audiences permission set to Manage; Read is not enough.",
+        "Ask your Criteo admin to set the Audiences permission to Manage, and to consent again."),
     "quota-near": Kind(_W, Scope.AD_ACCOUNT,
         f"Ad account {{ad_account}} has {{audiences:,}} of at most {MOST_AUDIENCES:,} audiences.",
         f"From {WARN_FROM} on it is time to make room: a full ad account takes no new audience.",
@@ -112,6 +123,10 @@ KINDS: Mapping[str, Kind] = {
     "quota-reached": Kind(_F, Scope.AD_ACCOUNT, "{sentence}", "A new audience is needed, and there is no room for it.",
         "Or give the step the name of an existing contact list."),
     # the audience
+    "audience-gone": Kind(_F, Scope.AUDIENCE,
+        "Audience “{name}” in ad account {ad_account} (Criteo id {criteo_id}) is not at Criteo any more; {fate}.",
+        _ONE_TARGET,
+        "Restore it at Criteo, make a contact list of that name there, or set `when_deleted: recreate` in its step."),
     "audience-ambiguous": Kind(_F, Scope.AUDIENCE, "{sentence}", _ONE_TARGET,
         "Rename or delete all but one at Criteo, or give the step another audience name."),
     "audience-unsuitable": Kind(_F, Scope.AUDIENCE, "{sentence}", _ONE_TARGET, "Give the step another audience name."),
@@ -144,6 +159,8 @@ def of_error(error: errors.CriteoSyncError, where: str, conn_id: str, ad_account
             return found("not-connected", where, sentence=error, conn_id=conn_id)
         case errors.AccessLost(scope="ad_account"):
             return found("no-permission", where, conn_id=conn_id, ad_account=ad_account)
+        case errors.AccessLost(code="not-connected"):
+            return found("not-consented", where, conn_id=conn_id)
         case errors.AccessLost():
             return found("access-lost", where, sentence=error, conn_id=conn_id)
         case errors.QuotaReached():

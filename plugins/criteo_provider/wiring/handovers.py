@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from criteo_provider.core import identifiers
 from criteo_provider.core.errors import CriteoSyncError, Misconfigured
-from criteo_provider.core.identifiers import Form
-from criteo_provider.core.model import Operation
-from criteo_provider.core.outcome import Accepted, Busy, Outcome, Unavailable
+from criteo_provider.core.outcome import Accepted, Busy, Outcome
 from criteo_provider.criteo_api.check import CheckResult
 from criteo_provider.criteo_api.client import CriteoClient
-from criteo_provider.criteo_api.wire import AdAccount, AudienceInfo, amendment_body
+from criteo_provider.criteo_api.wire import AdAccount, AudienceInfo
 from criteo_provider.store.accounts import AccountBook, UsedAudience
 from criteo_provider.store.consents import Consents
 from criteo_provider.wiring.accounts import Accounts
 from criteo_provider.wiring.criteo import CriteoDoor
+from criteo_provider.wiring.desk import try_writing
 
-TRIES = 3
-LONGEST_WAIT_S = 60.0
-_DIGEST_BYTES = 32
 _REACHES_ALL = "Connected; every audience in use was read and written with this consent."
 
 
@@ -172,7 +165,7 @@ class HandOvers:
             return f"{where}: the new consent does not see it."
         if not seen.takes_people:
             return f"{where}: it is read-only for the new consent."
-        outcome = _write(client, audience.criteo_id)
+        outcome = try_writing(client, audience.criteo_id)
         return None if isinstance(outcome, Accepted) else f"{where}: {_words(outcome)}"
 
     def _released(self, conn_id: str, choice: Mapping[str, str], offered: Mapping[str, str]) -> Sequence[str]:
@@ -187,18 +180,6 @@ class HandOvers:
     @property
     def _consents(self) -> Consents:
         return self._door.consents
-
-
-def _write(client: CriteoClient, criteo_id: str) -> Outcome:
-    """Remove somebody who does not exist: it changes nothing, and is allowed only to who may write."""
-    nobody = identifiers.json_items(secrets.token_bytes(_DIGEST_BYTES), Form.EMAIL_SHA256)
-    pieces, _length = amendment_body(Operation.REMOVE.value, "email", None, [nobody])
-    for tries_left in range(TRIES - 1, -1, -1):
-        outcome = client.amend(criteo_id, pieces, slot_taken=False)
-        if not isinstance(outcome, Busy | Unavailable) or not tries_left:
-            break
-        time.sleep(min(outcome.wait_s or 1.0, LONGEST_WAIT_S))
-    return outcome
 
 
 def _words(outcome: Outcome) -> str:

@@ -122,7 +122,7 @@ class House:
     def check_access(self, conn_id: str) -> CheckResult:
         """Say in one sentence whether Criteo lets a connection in."""
         with self.criteo.client(conn_id) as client:
-            return check_access(client, self.around.criteo(conn_id).allowed_ad_accounts)
+            return check_access(client, self.accounts.served(conn_id))
 
     def ad_accounts(self, conn_id: str) -> tuple[AdAccount, ...]:
         """List the ad accounts that consented to a connection's application."""

@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from criteo_provider.core.errors import Busy, CriteoSyncError
-from criteo_provider.core.model import Operation
+from criteo_provider.core.model import Operation, WhenDeleted
+from criteo_provider.core.outcome import AccessLost, Outcome
 from criteo_provider.core.quota import MOST_AUDIENCES, WARN_FROM, unable_to_create
 from criteo_provider.criteo_api.listing import Listing
 from criteo_provider.settings.canvas import AudienceStep, Canvas
 from criteo_provider.settings.load import connection_of
+from criteo_provider.settings.opt_outs import ALL
 from criteo_provider.settings.problems import Problem
-from criteo_provider.wiring.desk import Desk
+from criteo_provider.wiring.desk import Desk, try_writing
 from criteo_provider.wiring.findings import Finding, found, of_error
+from criteo_provider.wiring.surroundings import Sourced
 
 if TYPE_CHECKING:
     from criteo_provider.wiring.house import House
 
 # A source of records shows its columns only in records; one call brings a page of them.
 _RECORDS = 1_000
+_FATES = {
+    WhenDeleted.WAIT: "its people are pending until it is back, for as long as `retry_for`",
+    WhenDeleted.RECREATE: "its people are pending until a step that adds people makes it anew",
+    WhenDeleted.FAIL: "its people are given up, as its step says",
+}
 _CODES = {"audience": "no-audience-name", "fields": "no-fields", "ad_account": "no-ad-account"}
 
 
@@ -38,6 +46,7 @@ class Target:
     audience: str
     ad_account: str
     state: str
+    criteo_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,12 @@ class Survey:
         """Return the audiences of an ad account."""
         answer: Listing = self._once((conn_id, ad_account), lambda: self.desk(conn_id).listing(ad_account))
         return answer
+
+    def may_change(self, conn_id: str, ad_account: str, criteo_id: str) -> bool:
+        """Tell whether audiences of an ad account may be changed: False only if Criteo says so of this one."""
+        ask = lambda: try_writing(self.desk(conn_id).client, criteo_id, tries=1)  # noqa: E731
+        outcome: Outcome = self._once((conn_id, ad_account, "change"), ask)
+        return not (isinstance(outcome, AccessLost) and outcome.scope == "ad_account")
 
     def _once(self, key: tuple[str, ...], ask: Callable[[], Any]) -> Any:
         with self._lock:
@@ -118,12 +133,17 @@ class Preflight:
                 report = self.check(canvas, survey)
                 self._house.launch.remember(canvas, report)
                 reports.append(report)
+            reports += self._feeds(canvas_id)
         return reports
 
     def check(self, canvas: Canvas, survey: Survey) -> Report:
         """Find everything that stands in the way of a canvas; raises Busy while Criteo lets nobody ask."""
         targets: list[Target] = []
-        findings = [*self._deployment(), *self._criteo(canvas, survey, targets), *self._source(canvas)]
+        findings = [
+            *self._deployment(),
+            *self._criteo(canvas, survey, targets),
+            *self._source(canvas, f"source of canvas {canvas.id}"),
+        ]
         return Report(canvas.id, tuple(dict.fromkeys(findings)), tuple(targets))
 
     # --- what is looked at
@@ -204,22 +224,36 @@ class Preflight:
                 return
             mine: list[Target] = []
             yield from self._audiences(canvas, steps, listing, mine)
+            there = next((one.criteo_id for one in mine if one.criteo_id), None)  # with none, nothing can be tried
+            if there and not survey.may_change(conn_id, ad_account, there):
+                yield found("read-only-permission", where, conn_id=conn_id, ad_account=ad_account)
             yield from self._quota(listing, mine, survey.desk(conn_id) if listing else None, where)
             targets += mine
 
     def _audiences(
         self, canvas: Canvas, steps: Sequence[AudienceStep], listing: Listing, targets: list[Target]
     ) -> Iterator[Finding]:
+        known = {(one.ad_account, one.name): one.criteo_id for one in self._house.ledger.launches.audiences(canvas.id)}
+        listed = {one.criteo_id for one in listing.audiences}
         for step in steps:
             name, ad_account = step.sync.audience, step.sync.ad_account
-            where = f"step {step.id}"
+            where, before = f"step {step.id}", known.get((ad_account, name))
             try:
                 there = listing.named(name)
             except CriteoSyncError as error:
                 yield of_error(error, where, canvas.connection, ad_account)
                 continue
-            if there is not None:
-                state = f"at Criteo, id {there.criteo_id}"
+            criteo_id = before if before in listed else there.criteo_id if there else None
+            if criteo_id is not None:
+                renamed = "" if there else ", under another name"
+                state = f"at Criteo, id {criteo_id}{renamed}"
+            elif before is not None and not _is_made_anew(canvas, step):
+                fate = _FATES[step.sync.when_deleted or WhenDeleted.WAIT]
+                words = {"name": name, "ad_account": ad_account, "criteo_id": before, "fate": fate}
+                yield found("audience-gone", where, **words)
+                continue
+            elif before is not None:
+                state = f"deleted at Criteo (it was id {before}); it is made anew, as its step says"
             elif any(_adds(other, step) for other in canvas.audience_steps):
                 state = "will be created"
             elif any(
@@ -232,7 +266,7 @@ class Preflight:
             else:
                 yield found("audience-nobody-creates", where, name=name, ad_account=ad_account, step=step.id)
                 continue
-            targets.append(Target(step.id, name, ad_account, state))
+            targets.append(Target(step.id, name, ad_account, state, criteo_id))
 
     def _quota(self, listing: Listing, targets: Sequence[Target], desk: Desk | None, where: str) -> Iterator[Finding]:
         needed = len({one.audience for one in targets if one.state == "will be created"})
@@ -242,20 +276,33 @@ class Preflight:
         elif len(listing) >= WARN_FROM:
             yield found("quota-near", where, ad_account=listing.ad_account, audiences=len(listing))
 
-    def _source(self, canvas: Canvas) -> Iterator[Finding]:
-        ledger, where = self._house.ledger, f"source of canvas {canvas.id}"
-        position, seen = ledger.position(canvas.id), partial(ledger.completed_units, canvas.id)
+    def _feeds(self, canvas_id: str | None) -> Iterator[Report]:
+        """Look at the opt-out feeds, those that concern one canvas or all of them; only what is wrong is told."""
+        feeds = self._house.consent.feeds
+        for problem in feeds.problems:
+            wrong = found("opt-out-file", str(problem.file), what=f"{problem.key or 'The file'} {problem.what}",
+                          mend=problem.mend)  # fmt: skip
+            yield Report(f"opt_outs/{problem.file.stem}", (wrong,))
+        for feed in feeds.feeds:
+            if canvas_id is None or {canvas_id, ALL} & set(feed.canvases):
+                unread = tuple(self._source(feed, f"source of feed {feed.id}", unreadable="opt-outs-unreadable"))
+                if unread:
+                    yield Report(feed.id, unread)
+
+    def _source(self, of: Sourced, where: str, *, unreadable: str = "source-unreadable") -> Iterator[Finding]:
+        ledger = self._house.ledger
+        position, seen = ledger.position(of.id), partial(ledger.completed_units, of.id)
         try:
-            source = self._house.around.source(canvas)
-            if canvas.entry.source.sql or canvas.entry.source.python:
+            source = self._house.around.source(of)
+            if of.entry.source.sql or of.entry.source.python:
                 source.is_ahead(position, seen)  # looks for the columns too
                 return
             with closing(source.pages(position, max_rows=_RECORDS, seen=seen)) as pages:  # type: ignore[type-var]
                 page = next(pages, None)
         except CriteoSyncError as error:
-            yield found("source-unreadable", where, sentence=error)
+            yield found(unreadable, where, sentence=error)
             return
-        if page is not None and page.rows and canvas.entry.source.http:
+        if page is not None and page.rows and of.entry.source.http:
             empty = [name for name, values in page.columns.items() if all(value is None for value in values)]
             if empty:
                 yield found("column-empty", where, columns=", ".join(empty))
@@ -263,8 +310,19 @@ class Preflight:
 
 def _adds(step: AudienceStep, wanted: AudienceStep) -> bool:
     """Whether a step will create the audience another one names."""
-    same = (step.sync.ad_account, step.sync.audience) == (wanted.sync.ad_account, wanted.sync.audience)
-    return same and step.sync.operation is Operation.ADD
+    return _same(step, wanted) and step.sync.operation is Operation.ADD
+
+
+def _same(one: AudienceStep, other: AudienceStep) -> bool:
+    return (one.sync.ad_account, one.sync.audience) == (other.sync.ad_account, other.sync.audience)
+
+
+def _is_made_anew(canvas: Canvas, step: AudienceStep) -> bool:
+    """Whether a deleted audience is created once more for a step."""
+    of_it = [one for one in canvas.audience_steps if _same(one, step)]
+    return any(one.sync.when_deleted is WhenDeleted.RECREATE for one in of_it) and any(
+        _adds(one, step) for one in of_it
+    )
 
 
 def _stems(problems: Sequence[Problem]) -> list[str]:
