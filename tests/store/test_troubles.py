@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from criteo_provider.core.outcome import AccessLost, AudienceGone, Unavailable
+import pytest
+
+from criteo_provider.core.outcome import AccessLost, AudienceGone, Busy, Unavailable
 from tests.world import HOUR_US, World, canvas, crowd, step
 
 LOST = AccessLost("connection", "token-refused", "Criteo refuses the access token.")
@@ -136,3 +138,29 @@ def test_a_wider_trouble_is_told_all_the_same(world: World) -> None:
     assert len(world.ledger.take_news(now_us=world.now_us)) == 1
     fail(world, LOST)
     assert len(world.ledger.take_news(now_us=world.now_us)) == 1
+
+
+@pytest.mark.parametrize("unsent", ["given back", "busy"])
+def test_a_probe_that_found_out_nothing_goes_again_at_once(world: World, unsent: str) -> None:
+    """A probe that was cut off before it was sent, or met a 429, does not use up the quarter of an hour of its turn."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, LOST)
+    for _ in range(5):
+        world.pass_time(16 * 60)
+        probe = world.claim() or world.claim_retry()
+        assert probe is not None
+        world.settle(probe, LOST)
+    world.pass_time(16 * 60)
+    probe = world.claim_retry()
+    assert probe is not None
+    if unsent == "busy":
+        world.settle(probe, Busy(1.0))
+    else:
+        world.ledger.release(probe, now_us=world.now_us)
+    world.pass_time(1)
+    again = world.claim_retry()
+    assert again is not None
+    assert world.claim_retry() is None, "one probe at a time"
+    world.settle(again)
+    assert world.numbers("add") == (3, 3, 0, 0, 0)

@@ -113,12 +113,30 @@ class Upload:
                 if self._slots.queue_s() > LONGEST_QUEUE_S:
                     stop.wait(1.0)
                     continue
-                claimed = self._claim(self._now_us())
+                claimed = self._next()
                 if claimed is None:
                     stop.wait(LOOK_EVERY_S)
                     continue
                 busy()
                 self._launch(claimed, threads, stop, busy)
+
+    def _next(self) -> ClaimedRequest | None:
+        """Claim what is next; it flies from before it is claimed, so that no moment is left to cut it off in."""
+        self._room.acquire()
+        with self._lock:
+            self._in_flight += 1
+        claimed = None
+        try:
+            claimed = self._claim(self._now_us())
+        finally:
+            if claimed is None:
+                self._made_room()
+        return claimed
+
+    def _made_room(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+        self._room.release()
 
     def _launch(
         self,
@@ -127,9 +145,6 @@ class Upload:
         stop: threading.Event,
         busy: Callable[[], None],
     ) -> None:
-        self._room.acquire()
-        with self._lock:
-            self._in_flight += 1
         try:
             obstacle = self._courier.make_ready()
             if obstacle is not None:
@@ -180,9 +195,7 @@ class Upload:
             # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
             log.exception("Request %d could not be settled; its people are sent again later.", claimed.request_id)
         finally:
-            with self._lock:
-                self._in_flight -= 1
-            self._room.release()
+            self._made_room()
 
     def _values(self, claimed: ClaimedRequest) -> dict[str, bytes]:
         """Read the identifiers of a request, each once, packed per form."""

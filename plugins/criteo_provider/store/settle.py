@@ -29,7 +29,7 @@ from criteo_provider.store.narrow import judged, narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices
-from criteo_provider.store.troubles import audiences_of, heal, keys_of, open_trouble, put_off_probe
+from criteo_provider.store.troubles import audiences_of, give_probe_back, heal, keys_of, open_trouble, put_off_probe
 from criteo_provider.store.unwanted import close_unwanted
 
 _UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
@@ -61,6 +61,7 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
             _heal(connection, claimed, now_us)
         case Busy():
             reopen(connection, rows, now_us, attempts_back=1)
+            _probe_again(connection, claimed, now_us)
         case Unavailable():
             retry_later(connection, rows, now_us, jitter, outcome.sentence, wait_s=outcome.wait_s)
         case AccessLost():
@@ -104,6 +105,7 @@ def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> 
         .where(request.c.id == claimed.request_id, request.c.state == "in_flight")
         .values(state="released", ended_us=now_us)
     )
+    _probe_again(connection, claimed, now_us)
 
 
 def revive(connection: Connection, *, now_us: int) -> int:
@@ -259,6 +261,13 @@ def _stop(
     new = open_trouble(connection, scope, key, code=outcome.code, sentence=outcome.sentence, now_us=now_us)
     if not new and not claimed.is_probe:
         put_off_probe(connection, scope, key, now_us=now_us)
+
+
+def _probe_again(connection: Connection, claimed: ClaimedRequest, now_us: int) -> None:
+    """A probe that was not sent, or not looked at, has found out nothing: another one may go at once."""
+    if claimed.is_probe:
+        connection_id = _connection_id(connection, claimed.audience_id)
+        give_probe_back(connection, keys_of(claimed.audience_id, connection_id, claimed.ad_account), now_us=now_us)
 
 
 def _heal(connection: Connection, claimed: ClaimedRequest, now_us: int) -> None:

@@ -91,6 +91,16 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
     )
 
 
+def give_probe_back(connection: Connection, keys: Mapping[str, str], *, now_us: int) -> None:
+    """Let the next probe of these troubles go now: the last one has told nothing."""
+    for scope, key in keys.items():
+        connection.execute(
+            update(trouble)
+            .where(trouble.c.scope == scope, trouble.c.key == key, trouble.c.code != DISCONNECTED, trouble.c.probes > 0)
+            .values(probes=trouble.c.probes - 1, next_probe_us=now_us)
+        )
+
+
 def _first_probe_us(connection: Connection) -> int:
     return int(connection.get_execution_options().get(FIRST_PROBE_OPTION, FIRST_PROBE_US))
 
