@@ -12,7 +12,7 @@ are given up or wait for too long, it calls the notifiers of `include/alerts.yam
 it calls them again and succeeds. All runs in between are green, and while everybody is held back by a known trouble
 the next run waits for its next probe.
 
-An upload task that fails is followed by a pause, a minute at first and a quarter of an hour at last, so that a bad
+An upload task that fails is followed by a pause, ten seconds at first and a quarter of an hour at last, so that a bad
 state does not fail runs by the hundred; editing a canvas ends the pause.
 
 People whose upload fails stay pending and are tried again: soon by this DAG, later by `criteo_audience_retry`, for

@@ -20,7 +20,7 @@ class SegmentEntrySensor(BaseSensorOperator):
     long as it takes; a broken source or an unreachable ledger does not fail it.
 
     :param poll_interval_s: seconds between looks
-    :param hold_back_after: id of the upload task of the same DAG: after it failed, the next run waits a minute at
+    :param hold_back_after: id of the upload task of the same DAG: after it failed, the next run waits ten seconds at
         first, a quarter of an hour at last, or until a canvas is edited; None: never
     """
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 # A failing look is repeated less and less often, so a dead database is neither hammered nor forgotten.
 LONGEST_PAUSE_S = 30.0
-# One, two, four, eight minutes, then a quarter of an hour: about 15 runs in three hours of trouble.
-SHORTEST_HOLD_S, LONGEST_HOLD_S = 60.0, 900.0
+# 10 seconds, 20, 40 … then a quarter of an hour: a worker that was killed once costs little, and a lasting trouble
+# makes less than 20 runs in three hours.
+SHORTEST_HOLD_S, LONGEST_HOLD_S = 10.0, 900.0
 
 
 class SegmentEntryTrigger(BaseTrigger):
@@ -29,7 +30,7 @@ class SegmentEntryTrigger(BaseTrigger):
     All triggers of a process share one look at all canvases. Nothing ends the wait but work: a source that
     cannot be looked at, or a ledger that does not answer, is one line in the log and another try.
 
-    After a failed upload it holds back before it looks, a minute at first, a quarter of an hour at last, so that a
+    After a failed upload it holds back before it looks, ten seconds at first, a quarter of an hour at last, so that a
     DAG that begins anew at once does not fail a thousand times an hour. Editing a canvas ends that pause.
 
     :param poll_interval_s: seconds between looks
