@@ -18,6 +18,7 @@ from processes import Household, RunFailed, free_port
 
 PROJECT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 120.0
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 
 @dataclass
@@ -36,16 +37,26 @@ class LocalAirflow:
         """Where the UI is."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, household: Household) -> None:
-        """Make the metadata database and start all components; returns once the API answers."""
+    def start(self, household: Household, *, apart: bool = False) -> None:
+        """Make the metadata database and start all components; returns once the API answers.
+
+        ``apart``: each component under its own name, as a supervisor would, so that one of them may be ended.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         passwords = self.home / "passwords.json"
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({self.user: self.password}))
         env = self.environment
         household.run("airflow-db-migrate", [_program("airflow"), "db", "migrate"], env, timeout_s=120)
-        household.start("airflow", [_program("airflow"), "standalone"], env)
-        self._wait(household)
+        for component in COMPONENTS if apart else ():
+            self.start_component(household, component)
+        if not apart:
+            household.start("airflow", [_program("airflow"), "standalone"], env)
+        self._wait(household, "api-server" if apart else "airflow")
+
+    def start_component(self, household: Household, component: str) -> None:
+        """Start one of ``COMPONENTS``, for the first time or again after it has ended."""
+        household.start(component, [_program("airflow"), component], self.environment)
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -55,7 +66,7 @@ class LocalAirflow:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         return {**inherited, **settings, "AIRFLOW_HOME": str(self.home), "PATH": path}
 
-    def connect(self, conn_id: str, **parts: str) -> None:
+    def connect(self, conn_id: str, **parts: str | int) -> None:
         """Add an Airflow connection, as one would under Admin > Connections."""
         self.ask("POST", "/connections", json={"connection_id": conn_id, **parts})
 
@@ -108,7 +119,7 @@ class LocalAirflow:
             "scheduler__enable_health_check": "False",
         }
 
-    def _wait(self, household: Household) -> None:
+    def _wait(self, household: Household, name: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
         while True:
             household.check()
@@ -118,7 +129,7 @@ class LocalAirflow:
             except httpx.TransportError:
                 pass
             if time.monotonic() > deadline:
-                seen = household.last_words("airflow")
+                seen = household.last_words(name)
                 raise RunFailed(f"Airflow did not answer within {READY_WITHIN_S:.0f} s. {seen}")
             time.sleep(0.5)
 

@@ -67,6 +67,16 @@ class Household:
         if code:
             raise RunFailed(f"{name} ended with exit code {code}. {self.last_words(name)}")
 
+    def pid(self, name: str) -> int:
+        """Return the process id of a program that was started."""
+        return self._started[name].pid
+
+    def kill(self, name: str) -> None:
+        """End a program with SIGKILL, and nothing it started; it may be started again under its name."""
+        started = self._started.pop(name)
+        started.kill()
+        started.wait()
+
     def check(self) -> None:
         """Raise RunFailed when a program that should be running has ended."""
         for name, process in self._started.items():

@@ -9,10 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -25,10 +26,12 @@ from criteo_provider.sandbox.app import create_app
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from criteo_provider.sandbox.state import World
 from tests.e2e.people import Person, Shop
+from tests.postgres import PostgresServer
 from tests.sandbox.judges import Exchange, recording
 
 SYNC, RETRY = "criteo_audience_sync", "criteo_audience_retry"
 PATIENCE_S = 150.0
+NOTHING: Mapping[str, str] = MappingProxyType({})
 REDIRECT = "https://airflow.example.com/criteo/callback"
 
 CANVAS = """
@@ -233,14 +236,20 @@ class Live:
 
 
 @contextmanager
-def running(place: Path) -> Iterator[Live]:
-    """Run Airflow with the two DAGs, a small shop, and the sandbox; everything is gone afterwards."""
+def running(
+    place: Path, *, apart: bool = False, ledger: PostgresServer | None = None, settings: Mapping[str, str] = NOTHING
+) -> Iterator[Live]:
+    """Run Airflow with the two DAGs, a small shop, and the sandbox; everything is gone afterwards.
+
+    ``apart``: its components as programs of their own. ``ledger``: on this server, as connection criteo_ledger.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     exchanges: list[Exchange] = []
     include, logs = place / "include", place / "logs"
     for folder in (include / "canvases", include / "segments", logs):
         folder.mkdir(parents=True)
     airflow = LocalAirflow(place / "airflow", place / "ledger.db", include)
+    airflow.environment.update({f"AIRFLOW__{name.upper()}": value for name, value in settings.items()})
     try:
         with pytest.MonkeyPatch.context() as patch, Household(logs) as household:
             # The household wants signals for itself; here they are for pytest, which ends the household.
@@ -254,9 +263,12 @@ def running(place: Path) -> Iterator[Live]:
                 live = Live(place, airflow, household, sandbox, Shop(place / "shop.db"), exchanges)
                 live.declare("people", "Everybody")
                 live.declare("others", "Others", "1002")
-                airflow.start(household)
+                airflow.start(household, apart=apart)
                 airflow.connect("shop", conn_type="sqlite", host=str(live.shop.path))
                 live.connect("criteo_default")
+                if ledger is not None:
+                    where = {"host": "127.0.0.1", "login": "postgres", "schema": "postgres"}
+                    airflow.connect("criteo_ledger", conn_type="postgres", port=ledger.port, **where)
                 for dag_id in (SYNC, RETRY):
                     airflow.unpause(dag_id)
                 yield live
