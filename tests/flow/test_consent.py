@@ -168,7 +168,7 @@ def test_nobody_has_connected_yet(criteo: Sandbox, home: Home, shop: Shop, inclu
     house.accounts.choose(CONN, {"1001": "Example Shop"}, by="ada")
     drain(house)
     assert [one.entered for one in house.numbers()] == [0]
-    assert [(row.scope, "Click Connect Criteo" in row.sentence) for row in house.ledger.troubles()] == [
+    assert [(row.scope, "Connect Criteo on the Accounts page" in row.sentence) for row in house.ledger.troubles()] == [
         ("launch", True)
     ]
     assert criteo.requests() == []

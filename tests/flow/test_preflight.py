@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import audience
@@ -58,6 +59,22 @@ def test_an_audience_that_is_gone_is_told(
         assert [one.code for one in report.findings] == ["audience-gone"]
         assert f"(Criteo id {old}) is not at Criteo any more; its people are" in report.findings[0].what
         assert report.targets == ()
+
+
+def test_an_audience_made_after_the_listing_is_not_called_gone(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Canvases launched side by side share one listing; what one of them has made since is there for the others."""
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+    listing = CriteoClient.listing
+    stale = lambda client, ad_account: replace(listing(client, ad_account), audiences=())  # noqa: E731
+    monkeypatch.setattr(CriteoClient, "listing", stale)
+    with closing(open_vip()) as house:
+        (report,) = house.preflight.reports("vip")
+    assert report.findings == ()
+    assert report.targets[0].criteo_id == str(sandbox.state()["segments"][0]["id"])
 
 
 def test_a_permission_that_only_reads_is_found_before_anybody_is_sent(

@@ -119,9 +119,11 @@ class Access:
         give_up_s = time.monotonic() + 2 * LEASE_S
         try_again_s = 0.0
         while time.monotonic() < give_up_s:
-            found = self._take_over(dead)
+            stored = self._store.current()
+            found = self._use(stored, dead)
             if found is None and time.monotonic() >= try_again_s:
-                found = self._renew(replacing=dead or self._store.current())
+                # Fenced by the token that was looked at: one stored since is another's, and need not be replaced.
+                found = self._renew(replacing=dead or stored)
                 try_again_s = time.monotonic() + _TRY_EVERY_S
             if found is not None:
                 return found
@@ -133,7 +135,9 @@ class Access:
 
     def _take_over(self, dead: Token | None) -> _Held | None:
         """Take the token over that another process has stored, if it is good."""
-        token = self._store.current()
+        return self._use(self._store.current(), dead)
+
+    def _use(self, token: Token | None, dead: Token | None) -> _Held | None:
         if token is None:
             return None
         stored = self._hold(token)

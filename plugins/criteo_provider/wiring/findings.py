@@ -88,7 +88,7 @@ KINDS: Mapping[str, Kind] = {
         "Correct the feed, or what it reads from."),
     # the connection
     "not-connected": Kind(_F, Scope.CONNECTION, "Criteo is not connected: {sentence}", _NOT_READ,
-        "Set up the connection {conn_id}, and test it with `airflow criteo accounts check --conn-id {conn_id}`."),
+        "Press Connect Criteo on the Accounts page, or set up the connection {conn_id} under Admin > Connections."),
     "access-lost": Kind(_F, Scope.CONNECTION, "Criteo does not let connection {conn_id} in: {sentence}", _NOT_READ,
         "Disconnect and connect again; ask your Criteo admin whether the permission still exists."),
     "not-consented": Kind(_F, Scope.CONNECTION, "Nobody has connected {conn_id} to Criteo yet.", _NOT_READ,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -217,35 +217,53 @@ class Preflight:
         else:
             try:
                 listing = survey.listing(conn_id, ad_account)
+                names = self._names(canvas, listing, survey)
             except Busy:
                 raise
             except CriteoSyncError as error:
                 yield of_error(error, where, conn_id, ad_account)
                 return
             mine: list[Target] = []
-            yield from self._audiences(canvas, steps, listing, mine)
+            yield from self._audiences(canvas, steps, listing, names, mine)
             there = next((one.criteo_id for one in mine if one.criteo_id), None)  # with none, nothing can be tried
             if there and not survey.may_change(conn_id, ad_account, there):
                 yield found("read-only-permission", where, conn_id=conn_id, ad_account=ad_account)
             yield from self._quota(listing, mine, survey.desk(conn_id) if listing else None, where)
             targets += mine
 
+    def _known(self, canvas: Canvas, ad_account: str) -> dict[str, str]:
+        """Return the ids the ledger has of the audiences of a canvas in one ad account, by their names."""
+        audiences = self._house.ledger.launches.audiences(canvas.id)
+        return {one.name: one.criteo_id for one in audiences if one.criteo_id and one.ad_account == ad_account}
+
+    def _names(self, canvas: Canvas, listing: Listing, survey: Survey) -> dict[str, str]:
+        """Return the names at Criteo by id: what the listing lacks may have been made after it, by another launch."""
+        names = {one.criteo_id: one.name for one in listing.audiences}
+        if unlisted := sorted({*self._known(canvas, listing.ad_account).values()} - {*names}):
+            seen = survey.desk(canvas.connection).client.look_up(unlisted)
+            names |= {criteo_id: info.name for criteo_id, info in seen.items()}
+        return names
+
     def _audiences(
-        self, canvas: Canvas, steps: Sequence[AudienceStep], listing: Listing, targets: list[Target]
+        self,
+        canvas: Canvas,
+        steps: Sequence[AudienceStep],
+        listing: Listing,
+        names: Mapping[str, str],
+        targets: list[Target],
     ) -> Iterator[Finding]:
-        known = {(one.ad_account, one.name): one.criteo_id for one in self._house.ledger.launches.audiences(canvas.id)}
-        listed = {one.criteo_id for one in listing.audiences}
+        known = self._known(canvas, listing.ad_account)
         for step in steps:
             name, ad_account = step.sync.audience, step.sync.ad_account
-            where, before = f"step {step.id}", known.get((ad_account, name))
+            where, before = f"step {step.id}", known.get(name)
             try:
                 there = listing.named(name)
             except CriteoSyncError as error:
                 yield of_error(error, where, canvas.connection, ad_account)
                 continue
-            criteo_id = before if before in listed else there.criteo_id if there else None
+            criteo_id = before if before in names else there.criteo_id if there else None
             if criteo_id is not None:
-                renamed = "" if there else ", under another name"
+                renamed = "" if there or names[criteo_id] == name else ", under another name"
                 state = f"at Criteo, id {criteo_id}{renamed}"
             elif before is not None and not _is_made_anew(canvas, step):
                 fate = _FATES[step.sync.when_deleted or WhenDeleted.WAIT]
