@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,21 @@ from tests.postgres import PostgresServer, fresh_database, running_postgres  # n
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is told in `tests/simulator`."""
     parser.addoption("--schedules", type=int, default=100, help="how many stories the simulator tells (CI: 10000)")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of one Airflow or one browser in one process; deal out all others one by one.
+
+    xdist's own groups (`--dist loadgroup`) do not reach the workers under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneStoryInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.startswith("tests/e2e/") or file.endswith("browser.py") else nodeid
+
+    return OneStoryInOneProcess(config, log)
 
 
 @pytest.fixture(scope="session")

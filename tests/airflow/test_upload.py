@@ -172,13 +172,18 @@ def test_nothing_to_tell_starts_no_worker(house: FakeHouse) -> None:
 
 
 def test_something_to_tell_ends_the_drain(house: FakeHouse) -> None:
-    """A change of state stops the drain and lets the task that tells run."""
-    house.alarms.untold = True
+    """A change of state stops the drain and lets the task that tells run; one from before it began does not."""
     stopped: list[threading.Event] = []
-    house.work = stopped.append
-    done, _ = run(CriteoAudienceUploadOperator(task_id="upload", tell="tell"))
-    assert done["entered"] == 2
-    assert stopped[0].is_set()
+
+    def something_breaks(stop: threading.Event) -> None:
+        house.alarms.untold = True
+        stopped.append(stop)
+
+    house.work = something_breaks
+    for ended_early in (True, False):
+        done, _ = run(CriteoAudienceUploadOperator(task_id="upload", tell="tell"))
+        assert done["entered"] == 2
+        assert stopped[-1].is_set() is ended_early
 
 
 def test_the_retry_dag_sees_who_is_late(house: FakeHouse) -> None:

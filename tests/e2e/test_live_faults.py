@@ -16,7 +16,7 @@ from tests.e2e import scan
 from tests.e2e.live import RETRY, SYNC, Live, running
 
 # One Airflow for all of them: starting one takes longer than most of these tests.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500), pytest.mark.xdist_group("live")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 DENIED = r"denies this application the ad account .*ask its Criteo admin to consent again"
 

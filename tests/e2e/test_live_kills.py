@@ -21,7 +21,7 @@ from tests.flow.test_crashes import prove_requests
 from tests.postgres import PostgresServer, running_postgres
 
 # One Airflow for all of them: starting one takes longer than most of these tests.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Airflow notices the dead after some seconds, not after minutes; how it notices them stays the same.
 SOON_NOTICED = {

@@ -50,8 +50,8 @@ MUTATIONS = (
     Mutation(
         "a 429 counts as accepted",
         "store/settle.py",
-        "reopen(connection, rows, now_us, attempts_back=1)\n        case Unavailable",
-        'close(connection, rows, {"state": PartState.ACCEPTED, "reason": None})\n        case Unavailable',
+        "reopen(connection, rows, now_us, attempts_back=1)\n            _probe_again",
+        'close(connection, rows, {"state": PartState.ACCEPTED, "reason": None})\n            _probe_again',
     ),
     Mutation(
         "one invalid identifier makes all invalid",

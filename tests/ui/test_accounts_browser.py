@@ -21,11 +21,9 @@ from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from tests.flow.shop import sync, write_canvas
 from tests.ui import scene
 from tests.ui.test_browser import AIRFLOW, _running, _wait, browser, keep_picture
-from tests.ui.test_browser import pytestmark as browser_marks
+from tests.ui.test_browser import pytestmark as pytestmark
 
 __all__ = ["browser"]
-# One story in one Airflow: each test goes on where the one before has ended.
-pytestmark = [*browser_marks, pytest.mark.xdist_group("accounts")]
 USERS = {"ada": "admin", "bob": "admin", "val": "viewer"}
 CONNECTION = "criteo_default"
 Open = Callable[..., Page]

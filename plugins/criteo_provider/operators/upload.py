@@ -90,10 +90,12 @@ class CriteoAudienceUploadOperator(BaseOperator):
 
     def _drain(self, house: House, stop: threading.Event) -> Progress:
         self.log.info("::group::Progress")
+        # What nobody could be told of before must not keep people from being sent: only news of this drain ends it.
+        may_end_early = self.tell is not None and not house.alarms.is_untold()
 
         def progressed(progress: Progress) -> None:
             self._log_progress(progress)
-            if self.tell is not None and house.alarms.is_untold():
+            if may_end_early and house.alarms.is_untold():
                 stop.set()
 
         done = house.drain(self.role, stop=stop, max_s=self.longest_drain_s, on_progress=progressed)
