@@ -78,7 +78,7 @@ def test_a_person_added_later_arrives(running: Running) -> None:
     command = [*COMMAND, "--add-person", "--place", str(running.place)]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert said.returncode == 0, said.stderr
-    assert re.search(r"In the list 'High-value customers' \d+\.\d s later\.", said.stdout)
+    assert re.search(r"In the list '[^']+' \d+\.\d s later\.", said.stdout)
 
 
 def test_a_second_run_is_refused(running: Running) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from criteo_provider.core.identifiers import Form, decode, from_wire
 from criteo_provider.core.model import ClaimedRequest, Operation, PartState, SealedPeople, StepPlan
-from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Outcome, Refused, Unavailable
+from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Busy, Outcome, Refused, Unavailable
 
 # Stage, form, ordinal, and 0; or under which number a removal keeps what its people were added under before.
 Place = tuple[int, str, int, int]
@@ -207,6 +207,7 @@ class Oracle:
             intent = self.intents[place]
             if intent.clock_of == claimed.request_id:
                 intent.clock_us = intent.clock_of = None
+        self._found_out_nothing(claimed)
 
     def settled(self, claimed: ClaimedRequest, outcome: Outcome, lost: int, now_us: int) -> None:
         """An answer was written down."""
@@ -230,6 +231,8 @@ class Oracle:
         elif isinstance(outcome, (AccessLost, AudienceGone)):
             scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
             self.trouble_met(scope, _keys(claimed)[scope], now_us, again=not claimed.is_probe)
+        elif isinstance(outcome, Busy):
+            self._found_out_nothing(claimed)
 
     def trouble_met(self, scope: str, key: str, now_us: int, *, again: bool) -> None:
         """Something is known to be broken from now on."""
@@ -342,6 +345,11 @@ class Oracle:
                 if met_us <= now_us < met_us + PROBES_APART_US:
                     self.broken.append(f"Sent while the {key[0]} is known to be broken.")
                 self.probed[key] = now_us
+
+    def _found_out_nothing(self, claimed: ClaimedRequest) -> None:
+        """A probe that was not sent or not looked at is no probe: another may go at once."""
+        if claimed.is_probe:
+            self.probed.update((key, -PROBES_APART_US) for key in _keys(claimed).items() if key in self.probed)
 
     def _accepted(self, claimed: ClaimedRequest, intents: list[Intent], outcome: Accepted) -> None:
         forms = {one.form for one in claimed.parts}
