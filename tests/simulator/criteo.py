@@ -105,7 +105,9 @@ class Criteo:
         status, headers, body, applies = ANSWERS[shape]
         if applies:
             body = body if body is not None else self._counts(letter.values)
-            self._apply(letter)
+            # What Criteo refuses, it does not take however its answer is lost.
+            if not self._is_refused(letter):
+                self._apply(letter)
         now_s = letter.sent_us / 1e6
         told = {name: str(now_s + 30) if value.startswith("{now") else value for name, value in headers.items()}
         letter.answer = (status, told, body or b"")
@@ -145,7 +147,10 @@ class Criteo:
             return "gone" if letter.claimed.criteo_id == "700" else "ok"
         if self.weather is not None:
             return "401" if self.weather == "revoked" else self.weather
-        return "400" if any(self.poison.intersection(values) for values in letter.values.values()) else "ok"
+        return "400" if self._is_refused(letter) else "ok"
+
+    def _is_refused(self, letter: Letter) -> bool:
+        return any(self.poison.intersection(values) for values in letter.values.values())
 
     def _apply(self, letter: Letter) -> None:
         held = self.members(letter.claimed.criteo_id)
