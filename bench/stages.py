@@ -67,12 +67,13 @@ def _enter(house: House, watch: Stopwatch) -> None:
     with house.launch.begin(stop) as launching:
         if not launching.is_launched(house.canvases.canvases[0]):
             raise RuntimeError("The canvas of the stages was not launched.")
-        (reader,) = house._readers(launching)
+        reader = house._readers(launching)[0]
         _tick(reader.enter, stop, watch)
 
 
 def _tick(enter: Any, stop: threading.Event, watch: Stopwatch) -> None:
     enter._begin_packing = packing.pack_here
+    enter._aside = None  # all of it one way, in this thread
     inside = Stopwatch()
     source = enter._source
     pages = source.pages

@@ -57,6 +57,16 @@ class Source(Protocol):
         """
 
 
+class Splits(Protocol):
+    """A source that can be read between any two positions, so that fresh rows need not wait behind a backlog."""
+
+    def newest(self, position: Json) -> Json:
+        """Return the position of the newest row there is behind ``position``, None when that cannot be told."""
+
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+        """Yield pages of the rows in (``position``, ``upto``]; the last one, full or empty, ends at ``upto``."""
+
+
 class SlotGate(Protocol):
     """The way of one Criteo application into the pacer; every HTTP call takes one slot."""
 

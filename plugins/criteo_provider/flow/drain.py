@@ -87,7 +87,7 @@ class _Counts:
     lock: threading.Lock = field(default_factory=threading.Lock)
     busy_s: float = field(default_factory=time.monotonic)
     given_up: int = 0
-    first_looks: set[str] = field(default_factory=set)
+    first_looks: set[int] = field(default_factory=set)
     errors: list[BaseException] = field(default_factory=list)
 
     def busy(self) -> None:
@@ -209,7 +209,7 @@ def _read(reader: Reader, counts: _Counts, ending: threading.Event) -> None:
                 reader.succeeded()
                 if entered.people:
                     counts.busy()
-        counts.first_looks.add(reader.canvas_id)
+        counts.first_looks.add(id(reader))
         _wait(reader.every_s, ending)
 
 

@@ -14,7 +14,7 @@ from criteo_provider.core import identifiers
 from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, SealedPeople, StepPlan
-from criteo_provider.core.ports import Columns, Json, Look, Page, Source
+from criteo_provider.core.ports import Columns, Json, Look, Page, Source, Splits
 from criteo_provider.flow.packing import BeginPacking, FieldColumn, pack_here, packed
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CURSOR_LEASE_S = 30.0
 # People read are sealed at least this often, however small the chunk.
 SEAL_WITHIN_S = 1.0
+# A source that gives so many rows at one go is far behind: the rest of them is set aside for its backlog's reader.
+FAR_BEHIND_ROWS = 2 * MAX_IDENTIFIERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,12 @@ class Leases(Protocol):
     def hold_cursor(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None: ...
 
     def release_cursor(self, hold: CursorHold) -> None: ...
+
+
+class SetsAside(Protocol):
+    """What splitting a far-behind source asks of the ledger."""
+
+    def set_aside(self, hold: CursorHold, upto: Json, *, now_us: int) -> CursorHold: ...
 
 
 class EntryLedger(Leases, Protocol):
@@ -143,8 +151,9 @@ class Enter:
         owner: str,
         *,
         begin_packing: BeginPacking = pack_here,
+        aside: tuple[Splits, SetsAside] | None = None,
     ) -> None:
-        self._plan, self._source, self._ledger = plan, source, ledger
+        self._plan, self._source, self._ledger, self._aside = plan, source, ledger, aside
         self._now_us, self._owner, self._begin_packing = now_us, owner, begin_packing
         self.done = Entered()
 
@@ -154,15 +163,13 @@ class Enter:
         Raises SourceFailed after noting it in the ledger; what was sealed before stays, the cursor is behind it.
         """
         done = Entered()
-        hold = self._ledger.hold_cursor(
-            self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S
-        )
+        hold = self._renew()
         if hold is None:
             return done
         try:
-            with lease_kept(self._ledger, self._plan.canvas_id, self._owner, self._now_us):
+            with lease_kept(self._renew):
                 self._look_again(done, stop)
-                hold = self._read_on(hold, done, stop)
+                self._read_on(hold, done, stop)
         except LostClaim:
             log.info("Another process reads the source of canvas %s now.", self._plan.canvas_id)
             return done
@@ -171,6 +178,10 @@ class Enter:
             raise
         finally:
             self._ledger.release_cursor(hold)
+        self._say(done)
+        return done
+
+    def _say(self, done: Entered) -> None:
         if done.without_key:
             log.warning(
                 "Canvas %s: %d rows without a value in %r were left out; give every row a user key.",
@@ -178,13 +189,39 @@ class Enter:
                 done.without_key,
                 self._plan.user_key,
             )
-        return done
 
-    def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> CursorHold:
+    def _renew(self) -> CursorHold | None:
+        return self._ledger.hold_cursor(
+            self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S
+        )
+
+    def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
+        """Read to the end of the source; of a long way there only the beginning, where the rest can be set aside."""
+        pages = self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen)  # type: ignore[arg-type]
+        if self._aside is not None:
+            hold = self._enter(pages, hold, done, stop, most_rows=FAR_BEHIND_ROWS)
+            if done.rows < FAR_BEHIND_ROWS or stop.is_set():
+                return
+            source, book = self._aside
+            newest = source.newest(hold.position)  # type: ignore[arg-type]
+            if newest is not None:
+                book.set_aside(hold, newest, now_us=self._now_us())
+                return
+        self._enter(pages, hold, done, stop)
+
+    def _enter(
+        self,
+        pages: Iterator[Page],
+        hold: CursorHold,
+        done: Entered,
+        stop: threading.Event,
+        *,
+        most_rows: int | None = None,
+    ) -> CursorHold:
         gathered = _Gathered()
         sealing = _Sealing(self, hold, done)
         try:
-            for page in self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen):  # type: ignore[arg-type]
+            for page in pages:
                 done.rows += page.rows
                 keys, columns = self._eligible(page.columns, done)
                 if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
@@ -194,7 +231,7 @@ class Enter:
                 if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
                     sealing.hand_over(gathered)
                     gathered = _Gathered()
-                if stop.is_set():
+                if stop.is_set() or (most_rows is not None and done.rows >= most_rows):
                     break
         except SourceFailed:
             # What a source has given before it failed is given.
@@ -269,17 +306,17 @@ class Enter:
 
 
 @contextmanager
-def lease_kept(ledger: Leases, canvas_id: str, owner: str, now_us: Callable[[], int]) -> Iterator[None]:
+def lease_kept(renew_it: Callable[[], object]) -> Iterator[None]:
     """Keep a source ours from a thread of its own: its first page may be longer in coming than a lease lasts."""
     over = threading.Event()
 
     def renew() -> None:
         while not over.wait(CURSOR_LEASE_S / 3):
             try:
-                ledger.hold_cursor(canvas_id, owner, now_us=now_us(), lease_s=CURSOR_LEASE_S)
+                renew_it()
             except Exception as error:
                 # The cursor's version still fences every seal; only work may be done twice.
-                log.warning("Canvas %s: the lease was not renewed (%s).", canvas_id, type(error).__name__)
+                log.warning("The lease of a source was not renewed (%s).", type(error).__name__)
 
     thread = threading.Thread(target=renew, name="criteo-cursor-lease", daemon=True)
     thread.start()

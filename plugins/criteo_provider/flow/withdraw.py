@@ -85,11 +85,11 @@ class Withdraw:
         """
         done = Entered()
         feed_id = self._plan.feed_id
-        hold = self._ledger.hold_cursor(feed_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
+        hold = self._renew()
         if hold is None:
             return done
         try:
-            with lease_kept(self._ledger, feed_id, self._owner, self._now_us):
+            with lease_kept(self._renew):
                 self._look_again(done, stop)
                 self._read_on(hold, done, stop)
         except LostClaim:
@@ -102,6 +102,9 @@ class Withdraw:
         if done.without_key:
             log.warning("Feed %s: %d rows name nobody and were left out.", feed_id, done.without_key)
         return done
+
+    def _renew(self) -> CursorHold | None:
+        return self._ledger.hold_cursor(self._plan.feed_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         position: Json = hold.position  # type: ignore[assignment]

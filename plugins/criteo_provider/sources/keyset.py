@@ -45,6 +45,13 @@ class Keyset:
         name = self._quoted(column)
         return self._select(name, f"{name} IS NULL LIMIT 1", [])
 
+    def newest(self, cursor: Sequence[str], *, limit: int) -> Statement:
+        """Ask for the newest cursor values there are, newest first."""
+        names = [self._quoted(column) for column in cursor]
+        there = " AND ".join(f"{name} IS NOT NULL" for name in names)
+        order = ", ".join(f"{name} DESC" for name in names)
+        return self._select(", ".join(names), f"{there} ORDER BY {order} LIMIT {int(limit)}", [])
+
     def ranges(
         self,
         columns: Sequence[str],
@@ -64,8 +71,9 @@ class Keyset:
         for depth in [-1] if after is None else range(len(names) - 1, -1, -1):
             conditions, values = _behind(names, after or (), depth)
             if upto is not None:
-                conditions.append(_at_most(names))
-                values += [value for last in range(len(upto)) for value in upto[: last + 1]]
+                # The first bound alone tells the index where to stop.
+                conditions += [f"{names[0]} <= {_HOLE}", _at_most(names)]
+                values += [upto[0], *(value for last in range(len(upto)) for value in upto[: last + 1])]
             condition = f"{' AND '.join(conditions)} ORDER BY {', '.join(names)} LIMIT {int(limit)}"
             yield self._select(wanted, condition, values)
 

@@ -16,6 +16,8 @@ from criteo_provider.sources.cursor_values import decode_row, encode_row
 from criteo_provider.sources.keyset import Keyset, Statement
 
 LOOK_ROWS = 50_000
+# More rows than these stamped in the future hide where a backlog could end: then nothing is split.
+NEWEST_ROWS = 1_000
 
 Row = Sequence[object]
 
@@ -89,6 +91,23 @@ class SqlSource:
             yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
             position = upto
 
+    def newest(self, position: Json) -> Json:
+        """Return the position of the newest row whose time has come; None when there is none behind ``position``."""
+        names = self._names()
+        newest_first, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
+        due = self._due(newest_first[::-1])
+        found = self._position_of(due[-1]) if due else None
+        return None if found == position else found
+
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+        """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
+        end, more = decode_row(upto, self._cursor), True
+        while more:
+            rows, more = self._stretch(decode_row(position, self._cursor), end, limit=max_rows)
+            reached = self._position_of(rows[-1]) if more else upto
+            yield Page(self._as_columns(rows), len(rows), reached, look=self._first_look(rows, position, reached))
+            position = reached
+
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
         after, upto, more = late_commits.after(look), decode_row(look.upto, self._cursor), True
@@ -159,7 +178,8 @@ class SqlSource:
 
     def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
         now_s = self._now_us() / 1e6
-        left_s = late_commits.unsettled_s(rows[-1][0], now_s=now_s, late_commit_s=self._late_commit_s)
+        newest = decode_row(upto, self._cursor)
+        left_s = late_commits.unsettled_s(newest[0] if newest else None, now_s=now_s, late_commit_s=self._late_commit_s)
         if left_s <= 0:
             return None
         marks = b"".join(self._marks(rows))

@@ -37,6 +37,7 @@ from criteo_provider.store import (
     troubles,
 )
 from criteo_provider.store import claim as claiming
+from criteo_provider.store.backlogs import Backlogs
 from criteo_provider.store.clock import caught_up, is_over
 from criteo_provider.store.engine import reading, unwritable, writing
 from criteo_provider.store.keeping import Keeping
@@ -59,6 +60,7 @@ class Ledger:
         self.opt_outs = OptOuts(engine, self._write)
         self.keeping = Keeping(engine, self._write)
         self.requeues = Requeues(engine, self._write)
+        self.backlogs = Backlogs(engine, self._write)
 
     # --- canvases
 
@@ -128,7 +130,7 @@ class Ledger:
             seal.complete_units(connection, hold.canvas_id, units, now_us=now_us)
             for wanted in looks:
                 seal.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
-            seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us)
+            seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us, intent_us=hold.since_us)
             return moved
 
         return self._write(verb)

@@ -1,4 +1,4 @@
-"""The tables that keep a large ledger quick: running totals, what was pruned, and the index of people."""
+"""The tables that keep a large ledger quick: backlogs, running totals, what was pruned, and the index of people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ step_total = Table(
     metadata,
     Column("step_id", BigInteger, ForeignKey("step.id"), primary_key=True),
     *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in COUNTED),
+)
+
+backlog = Table(
+    "backlog",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("canvas_id", Text, ForeignKey("canvas.id"), nullable=False),
+    Column("position", Text, nullable=False),  # JSON; what lies behind it is still to be read
+    Column("upto", Text, nullable=False),  # JSON; the last position that belongs to it
+    Column("since_us", BigInteger, nullable=False),  # when it was set aside: its people came before that
+    Column("version", BigInteger, nullable=False),
+    Column("owner", Text, nullable=False, server_default=text("''")),
+    Column("lease_until_us", BigInteger, nullable=False, server_default=text("0")),
+    Index("ix_backlog_canvas", "canvas_id"),
 )
 
 step_reason = Table(

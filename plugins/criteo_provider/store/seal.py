@@ -23,6 +23,7 @@ from criteo_provider.core.model import (
     StepPlan,
 )
 from criteo_provider.core.ports import Json, Look
+from criteo_provider.store import backlogs
 from criteo_provider.store.schema import (
     chunk,
     identifiers,
@@ -40,9 +41,18 @@ from criteo_provider.store.unwanted import close_unwanted
 
 
 def seal(
-    connection: Connection, canvas_id: str, people: SealedPeople, steps: Sequence[StepPlan], *, now_us: int
+    connection: Connection,
+    canvas_id: str,
+    people: SealedPeople,
+    steps: Sequence[StepPlan],
+    *,
+    now_us: int,
+    intent_us: int | None = None,
 ) -> int | None:
-    """Write one chunk of ``canvas_id`` with everything that follows from it; return its id, None for no people."""
+    """Write one chunk of ``canvas_id`` with everything that follows from it; return its id, None for no people.
+
+    ``intent_us`` is when these people came, if that was earlier: what others want since then is later.
+    """
     if not people:
         return None
     keys = msgspec.json.encode(people.user_keys).decode()
@@ -52,7 +62,7 @@ def seal(
         connection.execute(insert(identifiers), [_identifiers_values(chunk_id, packed) for packed in people.forms])
     entered = []
     for plan in steps:
-        stage_id = _add_stage(connection, chunk_id, people, plan, now_us)
+        stage_id = _add_stage(connection, chunk_id, people, plan, now_us, intent_us)
         if not plan.delay_s:
             entered.append(stage_id)
         if not _is_current(connection, plan):
@@ -69,6 +79,8 @@ def _is_current(connection: Connection, plan: StepPlan) -> bool:
 
 def move_cursor(connection: Connection, hold: CursorHold, position: Json, *, now_us: int) -> CursorHold:
     """Move a source's cursor, fenced: LostClaim when somebody else has moved it since."""
+    if hold.backlog_id is not None:
+        return backlogs.move(connection, hold, position)
     moved = connection.execute(
         update(source_cursor)
         .where(source_cursor.c.canvas_id == hold.canvas_id, source_cursor.c.version == hold.version)
@@ -160,7 +172,14 @@ def _identifiers_values(chunk_id: int, packed: PackedForm) -> dict[str, Any]:
     }
 
 
-def _add_stage(connection: Connection, chunk_id: int, people: SealedPeople, plan: StepPlan, now_us: int) -> int:
+def _add_stage(
+    connection: Connection,
+    chunk_id: int,
+    people: SealedPeople,
+    plan: StepPlan,
+    now_us: int,
+    intent_us: int | None,
+) -> int:
     enters_us = now_us + round(plan.delay_s * 1e6)
     sent = [packed for packed in people.forms if Form(packed.form).field in plan.fields]
     lacking = unsendable(people, {packed.form for packed in sent}, plan.fields)
@@ -181,7 +200,7 @@ def _add_stage(connection: Connection, chunk_id: int, people: SealedPeople, plan
     if lacking:
         connection.execute(insert(stage_exception), exception_values(stage_id, lacking))
     for packed in sent:
-        _add_upload(connection, chunk_id, stage_id, plan, packed, enters_us)
+        _add_upload(connection, chunk_id, stage_id, plan, packed, enters_us, intent_us)
     return stage_id
 
 
@@ -192,6 +211,7 @@ def _add_upload(
     plan: StepPlan,
     packed: PackedForm,
     enters_us: int,
+    intent_us: int | None,
 ) -> None:
     values = {"stage_id": stage_id, "form": packed.form, "identifiers": packed.count}
     upload_id = connection.execute(insert(upload).values(values).returning(upload.c.id)).scalar_one()
@@ -208,7 +228,7 @@ def _add_upload(
             gum_caller_id=packed.gum_caller_id,
             spans=spans_to_text(packed.present),
             identifiers=packed.count,
-            intent_us=enters_us,
+            intent_us=enters_us if plan.delay_s or intent_us is None else intent_us,
             state=PartState.WAITING if plan.delay_s else PartState.OPEN,
             attempts=0,
             due_us=enters_us,

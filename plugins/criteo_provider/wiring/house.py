@@ -20,6 +20,7 @@ from criteo_provider.criteo_api.check import CheckResult, check_access
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.wire import AdAccount
 from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, drain
+from criteo_provider.flow.packing import pack_here
 from criteo_provider.flow.resolve import resolve_audiences
 from criteo_provider.flow.upload import Upload
 from criteo_provider.settings.load import Canvases, load_canvases
@@ -44,7 +45,7 @@ from criteo_provider.wiring.idle import Idle
 from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
-from criteo_provider.wiring.reading import is_ahead, reader_of
+from criteo_provider.wiring.reading import backlog_reader_of, can_be_split, is_ahead, reader_of
 from criteo_provider.wiring.records import Records
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
@@ -277,19 +278,14 @@ class House:
         for canvas in self.canvases.canvases:
             beside = Beside(places)
             self._closing.append(beside.close)
-            readers.append(
-                reader_of(
-                    canvas,
-                    plans[canvas.id],
-                    source,
-                    self.ledger,
-                    now_us,
-                    self._owner,
-                    beside.begin,
-                    every_s=pace.look_every_s(canvas),
-                    is_launched=partial(launching.is_launched, canvas),
-                )
-            )
+            launched = partial(launching.is_launched, canvas)
+            common = canvas, plans[canvas.id], source, self.ledger, now_us, self._owner
+            splits = can_be_split(canvas)
+            # What comes in large chunks is packed beside: a backlog, where it is set aside.
+            begin = pack_here if splits else beside.begin
+            readers.append(reader_of(*common, begin, every_s=pace.look_every_s(canvas), is_launched=launched))
+            if splits:
+                readers.append(backlog_reader_of(*common, beside.begin, launched))
         return readers
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:

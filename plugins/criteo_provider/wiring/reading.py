@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from typing import cast
 
 from criteo_provider.core.errors import Misconfigured, SourceFailed
 from criteo_provider.core.model import StepPlan
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source
+from criteo_provider.core.ports import Json, Look, Page, Seen, Source, Splits
+from criteo_provider.flow.backlog import Backlog
 from criteo_provider.flow.drain import Reader
 from criteo_provider.flow.enter import Enter, EntryPlan
 from criteo_provider.flow.packing import BeginPacking, FieldColumn
@@ -19,6 +21,8 @@ from criteo_provider.wiring.surroundings import Sourced
 
 # An opt-out that was committed is known this soon, also while a backfill drains.
 FEED_EVERY_S = 2.5
+# A backlog that was set aside is begun this soon.
+BACKLOG_EVERY_S = 0.5
 
 
 def reader_of(
@@ -33,20 +37,50 @@ def reader_of(
     is_launched: Callable[[], bool],
 ) -> Reader:
     """Return what enters the people of ``canvas`` into ``steps``."""
-    plan = EntryPlan(
-        canvas.id,
-        canvas.entry.user_key,
-        _fields(canvas.entry.identifiers.columns),
-        canvas.entry.rule,
-        tuple(steps),
-    )
+    lazy = LazySource(source, canvas)
+    aside = (lazy, ledger.backlogs) if can_be_split(canvas) else None
     return Reader(
-        Enter(plan, LazySource(source, canvas), ledger, now_us, owner, begin_packing=begin_packing),
+        Enter(_plan_of(canvas, steps), lazy, ledger, now_us, owner, begin_packing=begin_packing, aside=aside),
         canvas.id,
         every_s,
         may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", canvas.id, now_us=now_us()),
     )
+
+
+def backlog_reader_of(
+    canvas: Canvas,
+    steps: Sequence[StepPlan],
+    source: Callable[[Sourced], Source],
+    ledger: Ledger,
+    now_us: Callable[[], int],
+    owner: str,
+    begin_packing: BeginPacking,
+    is_launched: Callable[[], bool],
+) -> Reader:
+    """Return what enters the backlogs that the reader of ``canvas`` has set aside."""
+    lazy = LazySource(source, canvas)
+    return Reader(
+        Backlog(
+            _plan_of(canvas, steps),
+            lazy,
+            ledger,
+            now_us,
+            owner,
+            split=lazy,
+            book=ledger.backlogs,
+            begin_packing=begin_packing,
+        ),
+        canvas.id,
+        lambda: BACKLOG_EVERY_S,
+        may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
+        succeeded=lambda: None,  # nothing to read is no proof that the source answers
+    )
+
+
+def can_be_split(canvas: Sourced) -> bool:
+    """Tell whether a source can be read between two positions: files, answers and DataFrames come one way only."""
+    return canvas.entry.source.sql is not None
 
 
 def feed_reader_of(
@@ -73,11 +107,23 @@ def is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, *
     """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
     if not ledger.may_probe("source", of.id, now_us=now_us):
         return False
+    if can_be_split(of) and ledger.backlogs.is_left(of.id):
+        return True
     if source(of).is_ahead(ledger.position(of.id), partial(ledger.completed_units, of.id)):
         return True
     # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
     sql = of.entry.source.sql
     return ledger.look_presses(of.id, now_us=now_us, grace_s=sql.late_commit_s if sql else 0.0)
+
+
+def _plan_of(canvas: Canvas, steps: Sequence[StepPlan]) -> EntryPlan:
+    return EntryPlan(
+        canvas.id,
+        canvas.entry.user_key,
+        _fields(canvas.entry.identifiers.columns),
+        canvas.entry.rule,
+        tuple(steps),
+    )
 
 
 def _fields(columns: Sequence[IdentifierColumn]) -> tuple[FieldColumn, ...]:
@@ -97,6 +143,12 @@ class LazySource:
 
     def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         return self._built.pages(position, max_rows=max_rows, seen=seen)
+
+    def newest(self, position: Json) -> Json:
+        return cast("Splits", self._built).newest(position)
+
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+        return cast("Splits", self._built).between(position, upto, max_rows=max_rows)
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         return self._built.recheck(look)

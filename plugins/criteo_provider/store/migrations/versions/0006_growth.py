@@ -1,4 +1,4 @@
-"""Running totals, the index of people, and what was pruned."""
+"""Backlogs set aside, running totals, the index of people, and what was pruned."""
 
 from __future__ import annotations
 
@@ -56,6 +56,20 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["step_id"], ["step.id"], name=op.f("fk_step_reason_step_id")),
         sa.PrimaryKeyConstraint("step_id", "reason", name=op.f("pk_step_reason")),
     )
+    op.create_table(
+        "backlog",
+        sa.Column("id", _BIG_ID, nullable=False),
+        sa.Column("canvas_id", sa.Text(), nullable=False),
+        sa.Column("position", sa.Text(), nullable=False),
+        sa.Column("upto", sa.Text(), nullable=False),
+        sa.Column("since_us", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("owner", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("lease_until_us", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.ForeignKeyConstraint(["canvas_id"], ["canvas.id"], name=op.f("fk_backlog_canvas_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_backlog")),
+    )
+    op.create_index("ix_backlog_canvas", "backlog", ["canvas_id"], unique=False)
     op.create_table(
         "people_segment",
         sa.Column("id", _BIG_ID, nullable=False),

@@ -1,0 +1,75 @@
+"""Backlog: enter what a far-behind source had when it was split, while Enter goes on with whoever comes fresh."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from criteo_provider.core.errors import LostClaim, SourceFailed
+from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold
+from criteo_provider.core.ports import Source, Splits
+from criteo_provider.flow import enter
+from criteo_provider.flow.enter import Enter, Entered, EntryLedger, EntryPlan, lease_kept
+from criteo_provider.flow.packing import BeginPacking, pack_here
+
+log = logging.getLogger(__name__)
+
+
+class BacklogBook(Protocol):
+    """What reading a backlog asks of the ledger; each verb is one transaction."""
+
+    def hold(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None: ...
+
+    def keep(self, hold: CursorHold, *, now_us: int, lease_s: float) -> None: ...
+
+    def release(self, hold: CursorHold) -> None: ...
+
+
+class Backlog(Enter):
+    """Enters the backlogs of one canvas, oldest first; any number may run, one enters each."""
+
+    def __init__(
+        self,
+        plan: EntryPlan,
+        source: Source,
+        ledger: EntryLedger,
+        now_us: Callable[[], int],
+        owner: str,
+        *,
+        split: Splits,
+        book: BacklogBook,
+        begin_packing: BeginPacking = pack_here,
+    ) -> None:
+        super().__init__(plan, source, ledger, now_us, owner, begin_packing=begin_packing)
+        self._split, self._book = split, book
+
+    def tick(self, stop: threading.Event) -> Entered:
+        """Enter all backlogs nobody else is at; return what was done. Raises SourceFailed as Enter does."""
+        done = Entered()
+        while not stop.is_set():
+            hold = self._book.hold(
+                self._plan.canvas_id, self._owner, now_us=self._now_us(), lease_s=enter.CURSOR_LEASE_S
+            )
+            if hold is None:
+                break
+            self._enter_all(hold, done, stop)
+        self._say(done)
+        return done
+
+    def _enter_all(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
+        renew = lambda: self._book.keep(  # noqa: E731 - for one lease only
+            hold, now_us=self._now_us(), lease_s=enter.CURSOR_LEASE_S
+        )
+        try:
+            with lease_kept(renew):
+                pages = self._split.between(hold.position, hold.upto, max_rows=MAX_IDENTIFIERS)  # type: ignore[arg-type]
+                self._enter(pages, hold, done, stop)
+        except LostClaim:
+            log.info("Another process reads the backlog of canvas %s now.", self._plan.canvas_id)
+        except SourceFailed as failure:
+            self._ledger.source_failed(self._plan.canvas_id, str(failure), now_us=self._now_us())
+            raise
+        finally:
+            self._book.release(hold)
