@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from criteo_provider.sources import late_commits
+from criteo_provider.sources import late_commits, sql
 from criteo_provider.sources.sql import LOOK_ROWS
 from tests.sources.table import Clock, Database, Entering, database
 
@@ -238,4 +238,20 @@ def test_transactions_of_postgres_that_stay_open_lose_nothing(postgres_url: str)
     slow.close()
     entering.wait(70)
     assert ids(entering) == [2, 3, 4, 1]
+    assert entering.looks == []
+
+
+def test_an_overdue_look_that_finds_more_than_a_page_leaves_nobody_behind(
+    people: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first look that was taken only after the promise was over is the last one, and still goes on to the end."""
+    monkeypatch.setattr(sql, "LOOK_ROWS", 3)
+    entering = entering_ids(people, late_commit_s=LATE_COMMIT_S)
+    people.run("INSERT INTO people VALUES (9, 'i')")
+    entering.forward()
+    people.run("INSERT INTO people VALUES " + ", ".join(f"({n}, 'late')" for n in range(1, 9)))
+    entering.clock.s += 100
+    for _ in range(4):
+        entering.recheck()
+    assert sorted(map(int, map(str, ids(entering)))) == list(range(1, 10))
     assert entering.looks == []

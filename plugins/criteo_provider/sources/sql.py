@@ -120,11 +120,11 @@ class SqlSource:
             new, new_marks = [rows[index] for index in indexes], [found[index] for index in indexes]
             after = self._position_of(rows[-1]) if rows else after
         page = Page(self._as_columns(new), len(new), look.upto)
-        if more and look.last:
-            # More than a page came late: go on behind it at once. What was read of it is settled.
-            yield page, late_commits.rest_of(look, after)
-        else:
-            yield page, self._next_look(look, upto, look.marks + b"".join(new_marks))
+        following = self._next_look(look, upto, look.marks + b"".join(new_marks))
+        if more and following is None:
+            # More than a page came late, and nothing more can come: go on behind it at once.
+            following = late_commits.rest_of(look, after)
+        yield page, following
 
     def close(self) -> None:
         """Close the connections kept; the next call opens another."""
