@@ -278,14 +278,20 @@ class House:
         for canvas in self.canvases.canvases:
             beside = Beside(places)
             self._closing.append(beside.close)
-            launched = partial(launching.is_launched, canvas)
             common = canvas, plans[canvas.id], source, self.ledger, now_us, self._owner
             splits = can_be_split(canvas)
             # What comes in large chunks is packed beside: a backlog, where it is set aside.
             begin = pack_here if splits else beside.begin
-            readers.append(reader_of(*common, begin, every_s=pace.look_every_s(canvas), is_launched=launched))
+            readers.append(
+                reader_of(
+                    *common,
+                    begin,
+                    every_s=pace.look_every_s(canvas),
+                    is_launched=partial(launching.is_launched, canvas),
+                )
+            )
             if splits:
-                readers.append(backlog_reader_of(*common, beside.begin, launched))
+                readers.append(backlog_reader_of(*common, beside.begin))
         return readers
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:

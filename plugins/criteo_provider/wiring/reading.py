@@ -56,7 +56,6 @@ def backlog_reader_of(
     now_us: Callable[[], int],
     owner: str,
     begin_packing: BeginPacking,
-    is_launched: Callable[[], bool],
 ) -> Reader:
     """Return what enters the backlogs that the reader of ``canvas`` has set aside."""
     lazy = LazySource(source, canvas)
@@ -73,7 +72,8 @@ def backlog_reader_of(
         ),
         canvas.id,
         lambda: BACKLOG_EVERY_S,
-        may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
+        # What was set aside belongs to a canvas that was launched; launching is the business of its other reader.
+        may_try=lambda: ledger.backlogs.is_left(canvas.id) and ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: None,  # nothing to read is no proof that the source answers
     )
 
