@@ -45,6 +45,7 @@ def _small_pages() -> Iterator[None]:
             patch.setattr(room, "MAX_IDENTIFIERS", PAGE)
         patch.setattr(enter, "FAR_BEHIND_ROWS", FAR)
         patch.setattr(sql, "LOOK_ROWS", PAGE)
+        patch.setattr(sql, "NEWEST_ROWS", 1)
         yield
 
 
@@ -160,6 +161,23 @@ def test_a_short_way_behind_is_read_in_one_go(world: World, tmp_path: Path) -> N
         assert (entered(world)[-1], set_aside(world)) == (ids[-1], 0)
 
 
+def test_who_came_shortly_before_the_split_is_fresh_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest rows stay with the reader of what is fresh; where only such are left, nothing is set aside."""
+    monkeypatch.setattr(sql, "NEWEST_ROWS", 3)
+    people = People(tmp_path / "shop.db")
+    people.commit(*range(1, 21))
+    process = Process(world, people, "me")
+    for _ in range(2):
+        process.fresh.tick(GOING_ON)
+    assert entered(world) == [1, 2, 3, 4, 5, 6, 19, 20]
+    process.backlog.tick(GOING_ON)
+    people.commit(*range(21, 30))
+    process.fresh.tick(GOING_ON)
+    assert (sorted(entered(world)), set_aside(world)) == (list(range(1, 30)), 0)
+
+
 def test_a_row_committed_late_behind_the_last_of_a_backlog_is_found(world: World, tmp_path: Path) -> None:
     """The row at the end of a backlog may be gone when it is reached: what lies before it is looked at again."""
     people = People(tmp_path / "shop.db")
@@ -244,7 +262,10 @@ def test_everybody_enters_once_whatever_dies_and_however_late_rows_come(seed: in
         world = World(f"sqlite:///{folder}/ledger.db")
         world.declare(canvas("vip", step("add")))
         people = People(Path(folder) / "shop.db")
-        _tell(random.Random(seed), world, people)
+        story = random.Random(seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sql, "NEWEST_ROWS", story.choice((1, 2, 5)))
+            _tell(story, world, people)
         world.close()
 
 

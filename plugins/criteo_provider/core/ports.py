@@ -60,8 +60,8 @@ class Source(Protocol):
 class Splits(Protocol):
     """A source that can be read between any two positions, so that fresh rows need not wait behind a backlog."""
 
-    def newest(self, position: Json) -> Json:
-        """Return the position of the newest row there is behind ``position``, None when that cannot be told."""
+    def split_at(self, position: Json) -> Json:
+        """Return a position behind ``position`` that only the newest rows lie behind, None when there is none."""
 
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         """Yield pages of the rows in (``position``, ``upto``]; the last one, full or empty, ends at ``upto``."""

@@ -203,9 +203,9 @@ class Enter:
             if done.rows < FAR_BEHIND_ROWS or stop.is_set():
                 return
             source, book = self._aside
-            newest = source.newest(hold.position)  # type: ignore[arg-type]
-            if newest is not None:
-                book.set_aside(hold, newest, now_us=self._now_us())
+            upto = source.split_at(hold.position)  # type: ignore[arg-type]
+            if upto is not None:
+                book.set_aside(hold, upto, now_us=self._now_us())
                 return
         self._enter(pages, hold, done, stop)
 

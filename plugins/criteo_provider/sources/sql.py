@@ -16,7 +16,7 @@ from criteo_provider.sources.cursor_values import decode_row, encode_row
 from criteo_provider.sources.keyset import Keyset, Statement
 
 LOOK_ROWS = 50_000
-# More rows than these stamped in the future hide where a backlog could end: then nothing is split.
+# Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
 
 Row = Sequence[object]
@@ -91,13 +91,14 @@ class SqlSource:
             yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
             position = upto
 
-    def newest(self, position: Json) -> Json:
-        """Return the position of the newest row whose time has come; None when there is none behind ``position``."""
+    def split_at(self, position: Json) -> Json:
+        """Return a position that leaves the newest thousand rows behind it, None when hardly more are left."""
+        if len(self._rows(decode_row(position, self._cursor), None, limit=NEWEST_ROWS + 1)) <= NEWEST_ROWS:
+            return None
         names = self._names()
         newest_first, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
         due = self._due(newest_first[::-1])
-        found = self._position_of(due[-1]) if due else None
-        return None if found == position else found
+        return self._position_of(due[0]) if due else None
 
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""

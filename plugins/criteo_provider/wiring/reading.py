@@ -144,8 +144,8 @@ class LazySource:
     def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         return self._built.pages(position, max_rows=max_rows, seen=seen)
 
-    def newest(self, position: Json) -> Json:
-        return cast("Splits", self._built).newest(position)
+    def split_at(self, position: Json) -> Json:
+        return cast("Splits", self._built).split_at(position)
 
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         return cast("Splits", self._built).between(position, upto, max_rows=max_rows)
