@@ -193,6 +193,31 @@ def test_houses_and_canvases_that_launch_at_once_make_one_audience(
     assert sorted(one["name"] for one in sandbox.state()["segments"]) == ["Later", "Shoppers"]
 
 
+def test_who_comes_second_at_a_launch_leaves_all_audiences_to_the_first(
+    ledger_url: str, sandbox: Sandbox, shop: Shop, include: Path
+) -> None:
+    """Two processes that start at once on several new audiences do not take one each and both give up."""
+    shop.add(Person(number) for number in range(1, 11))
+    write_canvas(include, "vip", sync("add_first", "First"), sync("add_second", "Second"), sync("add_third", "Third"))
+    houses = [open_house(include, ledger_url, sandbox.url, shop.source, requests_per_minute=600) for _ in range(2)]
+    for house in houses:
+        house.declare()
+    entered: list[int] = []
+
+    def work(house: House) -> None:
+        entered.append(house.drain("fresh", stop=threading.Event(), max_s=60).entered)
+
+    threads = [threading.Thread(target=work, args=(house,)) for house in houses]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for house in houses:
+        house.close()
+    assert sum(entered) == 9  # one of ten said no
+    assert sorted(one["name"] for one in sandbox.state()["segments"]) == ["First", "Second", "Third"]
+
+
 def test_a_draft_is_launched_without_an_audience_and_made_by_who_adds(
     open_vip: Callable[[], House], sandbox: Sandbox, include: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

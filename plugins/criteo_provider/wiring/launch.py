@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from criteo_provider.core.errors import Busy, CriteoSyncError
@@ -142,17 +143,20 @@ class Launching:
             for step in canvas.audience_steps
             if step.sync.operation is Operation.ADD
         }
-        done, failures = True, []
-        for audience in self.house.ledger.launches.audiences(canvas.id):
+        failures: list[Finding] = []
+        # All go in one order, and who meets another at work leaves the rest to it: two that took one each would both
+        # give up. What stands in the way is collected.
+        for audience in sorted(self.house.ledger.launches.audiences(canvas.id), key=attrgetter("audience_id")):
             may_create = (audience.ad_account, audience.name) in added
             try:
-                done = self._see_to(canvas, audience, survey, may_create=may_create) and done
+                if not self._see_to(canvas, audience, survey, may_create=may_create):
+                    return False, tuple(failures)
             except Busy:
                 raise
             except CriteoSyncError as error:
                 where = f"audience “{audience.name}”"
                 failures.append(of_error(error, where, canvas.connection, audience.ad_account))
-        return done and not failures, tuple(failures)
+        return not failures, tuple(failures)
 
     def _see_to(self, canvas: Canvas, audience: KnownAudience, survey: Survey, *, may_create: bool) -> bool:
         ledger, now_us = self.house.ledger, self.house.now_us
