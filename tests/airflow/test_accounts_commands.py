@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import re
@@ -17,7 +18,8 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from criteo_provider.sandbox.running import Sandbox
-from tests.airflow.test_commands import Airflow, airflow, include, metadata_database, sandbox
+from tests.airflow.test_commands import Airflow, airflow, include, metadata_database
+from tests.airflow.test_findings import sandbox
 
 __all__ = ["airflow", "include", "metadata_database", "sandbox"]
 BACK = "https://airflow.example.com/audience-sync/oauth/callback"
@@ -102,7 +104,48 @@ def test_another_consent_is_tried_first(airflow: Airflow, person: Consent, sandb
     code, said = airflow("accounts", "choose", "1002")
     assert code == 1
     assert "Ad account 1001: the new consent does not cover it; used by example / add." in said
-    assert "The old consent stays in force" in said
+    assert said.endswith(
+        "The old consent stays in force. Mend this and choose again, or drop the new one with "
+        "`airflow criteo accounts keep-old --conn-id criteo_default`.\n"
+    )
+
+
+def test_the_old_consent_is_kept(airflow: Airflow, person: Consent) -> None:
+    """A new consent whose check has failed is dropped by a command; where there is none, the exit code is 1."""
+    assert airflow("accounts", "keep-old") == (1, "Connection criteo_default has no new consent to drop.\n")
+    person("1001")
+    said = "The new consent of connection criteo_default is dropped; nobody has connected it yet.\n"
+    assert airflow("accounts", "keep-old") == (0, said)
+    person("1001")
+    airflow("accounts", "choose", "1001")
+    person("1002")
+    assert airflow("accounts", "choose", "1002")[0] == 1
+    code, said = airflow("accounts", "use-anyway", "--conn-id", "criteo_default")
+    assert (code, "the consent in force still works" in said) == (1, True)
+    said = f"The new consent of connection criteo_default is dropped; that of {getpass.getuser()} stays in force.\n"
+    assert airflow("accounts", "keep-old", "--conn-id", "criteo_default") == (0, said)
+    assert {row["ad_account"]: row["state"] for row in rows(airflow)}["1001"] == "ok"
+    assert airflow("accounts", "keep-old")[0] == 1
+    assert airflow("accounts", "choose", "1001")[0] == 0
+    with create_session() as session:
+        events = session.scalars(select(Log.event).where(Log.event.like("criteo.%")).order_by(Log.id)).all()
+        assert events[-2:] == ["criteo.consent.discard", "criteo.accounts.choose"]
+
+
+def test_a_dead_consent_is_replaced_anyway(airflow: Airflow, person: Consent, sandbox: Sandbox) -> None:
+    """Where Criteo does not honour the old consent, one that reaches less is put in force by a command."""
+    person("1001", "1002")
+    airflow("accounts", "choose", "1001", "1002")
+    sandbox.throw("refresh-token-dead")
+    assert airflow("accounts", "check")[0] == 1
+    person("1002")
+    code, said = airflow("accounts", "choose", "1002")
+    assert code == 1
+    assert "use the new one with `airflow criteo accounts use-anyway --conn-id criteo_default`" in said
+    code, said = airflow("accounts", "use-anyway")
+    assert (code, said.startswith("The new consent of connection criteo_default is in force, for 1002. ")) == (0, True)
+    assert {row["ad_account"]: row["state"] for row in rows(airflow)} == {"1001": "invalid", "1002": "ok"}
+    assert airflow("accounts", "use-anyway") == (1, "Connection criteo_default has no failed check of a new consent.\n")
 
 
 def test_cancelled(airflow: Airflow, person: Consent) -> None:

@@ -19,6 +19,7 @@ from airflow.utils.session import create_session
 from cryptography.fernet import Fernet
 from sqlalchemy import select, update
 
+from criteo_provider.cli.command import show
 from criteo_provider.core.model import Operation, StepPlan
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
@@ -53,7 +54,7 @@ def metadata_database() -> None:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with running_sandbox() as running:
+    with running_sandbox(limit=60_000, limit_per_account=60_000) as running:
         yield running
 
 
@@ -323,7 +324,8 @@ def test_the_fernet_key_is_rotated(airflow: Airflow, sandbox: Sandbox, monkeypat
     brought = httpx.post(f"{sandbox.url}/oauth2/token", data=form).json()["refresh_token"]
     with create_session() as session:
         criteo = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
-        criteo.set_extra(json.dumps({"grant_type": "authorization_code", "refresh_token": brought}))
+        extra = {"grant_type": "authorization_code", "refresh_token": brought, "requests_per_minute": 60_000}
+        criteo.set_extra(json.dumps(extra))
     code, said = airflow("accounts", "check")
     assert code == 0, said
     old, new = conf.get("core", "fernet_key"), Fernet.generate_key().decode()
@@ -385,6 +387,65 @@ def _enter_people(numbers: list[int]) -> None:
         plan = house._plans["example"]
         with writing(house.ledger.engine) as connection:
             seal(connection, "example", crowd(numbers), plan, now_us=house.now_us())
+
+
+def test_status_says_why_people_are_sent_less_often(airflow: Airflow) -> None:
+    """Where live streams share too few requests the sentence stands beside the table, which scripts go on reading."""
+    with create_session() as session:
+        connection = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
+        connection.set_extra(json.dumps({"requests_per_minute": 10}))
+    airflow("db", "upgrade")
+    _enter_people([7, 8])
+    why = "Connection criteo_default: flush every 6 s: 1 stream shares 10 requests a minute.\n"
+    code, said = airflow("status", "--output", "json")
+    assert (code, said.endswith(f"]\n{why}")) == (0, True), said
+    assert json.loads(said.removesuffix(why))[0]["pending"] == "2"
+
+
+@pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])
+def test_words_in_brackets_are_printed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands in brackets, such as the section of a setting or the name of an audience, is in every output."""
+    show([{"mend": "Set [core] fernet_key", "audience": "[/VIP] [bold]"}], output)
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("[core] fernet_key", "[/VIP] [bold]"))
+
+
+def test_a_database_that_cannot_be_used(airflow: Airflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that is no database, or whose folder cannot be made, is one sentence and exit code 1 for a command."""
+    (tmp_path / "ledger.db").write_text("This is no database, it is a letter." * 100)
+    code, said = airflow("status")
+    assert (code, len(said.strip().splitlines())) == (1, 1)
+    assert said.startswith("A database cannot be used (DatabaseError). Check the connection criteo_ledger, or ")
+    monkeypatch.setenv("AIRFLOW__CRITEO__LEDGER_PATH", str(tmp_path / "ledger.db" / "inside" / "ledger.db"))
+    code, said = airflow("status")
+    assert (code, len(said.strip().splitlines())) == (1, 1)
+    assert "set [criteo] ledger_path to another place" in said
+
+
+def test_a_key_that_is_no_key(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A [core] fernet_key that is no Fernet key is a sentence with the mend, which does not repeat it."""
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "my-secret-word")
+    _forget_keys()
+    code, said = airflow("status")
+    assert code == 1
+    assert "[core] fernet_key is no Fernet key." in said
+    assert "my-secret-word" not in said
+
+
+SETTINGS = {
+    "first_probe_s": ["soon", "0", "-1", "241", "nan"],
+    "idle_check": ["soon", "0", "-900", "59", "86401", "nan"],
+    "guidelines_acknowledged": ["yes", "true", "0"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in SETTINGS.items() for value in values])
+def test_a_setting_that_makes_no_sense(airflow: Airflow, key: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a number, zero, negative, too large, or another word: section and key are named, and what belongs there."""
+    monkeypatch.setenv(f"AIRFLOW__CRITEO__{key.upper()}", value)
+    code, said = airflow("preflight")
+    assert (code, len(said.strip().splitlines())) == (1, 1)
+    assert said.startswith(f"[criteo] {key}: has to be ")
 
 
 def test_the_story_of_a_user_is_told_and_not_kept(

@@ -9,9 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from airflow.cli.simple_table import AirflowConsole
-
-from criteo_provider.cli.command import command
+from criteo_provider.cli.command import command, show
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.criteo_api.consent import consent_url, new_request, read_redirect
 from criteo_provider.hooks.addresses import redirect_uri
@@ -32,7 +30,7 @@ def list_(args: Namespace) -> bool:
             if house.accounts.look(conn_id).checked_us is None:
                 house.accounts.check(conn_id)
         rows = [row for row in house.accounts.overview(wanted) if row.connection_id in wanted]
-    AirflowConsole().print_as([line for row in rows for line in _lines(row)], output=args.output)
+    show([line for row in rows for line in _lines(row)], args.output)
     return True
 
 
@@ -89,6 +87,30 @@ def choose(args: Namespace) -> bool:
 
 
 @command
+def keep_old(args: Namespace) -> bool:
+    """Drop a new consent that was not put in force."""
+    with closing(open_house()) as house:
+        house.handovers.keep_old(args.conn_id)
+        in_force = house.accounts.look(args.conn_id)
+    _note("consent.discard", args.conn_id)
+    old = f"that of {in_force.by} stays in force" if in_force.by else "nobody has connected it yet"
+    print(f"The new consent of connection {args.conn_id} is dropped; {old}.")
+    return True
+
+
+@command
+def use_anyway(args: Namespace) -> bool:
+    """Use a new consent in place of a dead one, though it reaches less."""
+    with closing(open_house()) as house:
+        ad_accounts = sorted(house.handovers.use_anyway(args.conn_id, by=_me()))
+        _note("consent.replace", args.conn_id, *ad_accounts)
+        verdict = house.accounts.check(args.conn_id)
+    used = ", ".join(ad_accounts) or "no ad account"
+    print(f"The new consent of connection {args.conn_id} is in force, for {used}. {verdict.sentence}")
+    return True  # what it does not reach is no news
+
+
+@command
 def disconnect(args: Namespace) -> bool:
     """Disconnect one ad account: its steps stop, others go on."""
     with closing(open_house()) as house:
@@ -105,7 +127,12 @@ def _hand_over(house: House, conn_id: str) -> bool:
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures:
-        print("The old consent stays in force. Mend this and choose again, or keep the old one.", file=sys.stderr)
+        keep, anyway = (f"`airflow criteo accounts {name} --conn-id {conn_id}`" for name in ("keep-old", "use-anyway"))
+        way_on = f", use the new one with {anyway}" if house.accounts.look(conn_id).consent_is_dead else ""
+        print(
+            f"The old consent stays in force. Mend this and choose again{way_on}, or drop the new one with {keep}.",
+            file=sys.stderr,
+        )
     return not failures
 
 

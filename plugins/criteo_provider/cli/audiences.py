@@ -8,9 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from airflow.cli.simple_table import AirflowConsole
-
-from criteo_provider.cli.command import command
+from criteo_provider.cli.command import command, show
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.wiring.audiences import LAG
 
@@ -34,7 +32,7 @@ def audiences_list(args: Namespace) -> bool:
             }
             for row in house.audiences.rows()
         ]
-    AirflowConsole().print_as(rows, output=args.output)
+    show(rows, args.output)
     return True
 
 
@@ -56,7 +54,7 @@ def audiences_sizes(args: Namespace) -> bool:
     if not sizes:
         print("No such audience is at Criteo; `airflow criteo audiences list` shows them.", file=sys.stderr)
         return False
-    AirflowConsole().print_as([_size(one) for one in sizes], output=args.output)
+    show([_size(one) for one in sizes], args.output)
     return not any(one.problem for one in sizes)
 
 

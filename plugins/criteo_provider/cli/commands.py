@@ -8,9 +8,7 @@ from argparse import Namespace
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from airflow.cli.simple_table import AirflowConsole
-
-from criteo_provider.cli.command import command
+from criteo_provider.cli.command import command, show
 from criteo_provider.core.model import Reason
 from criteo_provider.hooks.surroundings import open_house
 
@@ -53,10 +51,13 @@ def status(args: Namespace) -> bool:
         states = house.audiences.states()
         numbers = [step for step in house.numbers() if args.canvas in (None, step.canvas)]
         rows = [{**numbers_row(step), "state": states.get((step.canvas, step.step), "")} for step in numbers]
+        slower = [one for one in house.flush() if one.sentence]
     if args.canvas and not rows:
         print(f"The ledger knows no canvas {args.canvas}; `airflow criteo preflight` may say why.", file=sys.stderr)
         return False
-    AirflowConsole().print_as(rows, output=args.output)
+    show(rows, args.output)
+    for one in slower:
+        print(f"Connection {one.connection_id}: {one.sentence}.", file=sys.stderr)
     return True
 
 
@@ -69,7 +70,7 @@ def opt_outs(args: Namespace) -> bool:
             for feed, (holding, ended) in sorted(house.consent.counts().items())
         ]
         problems = [str(problem) for problem in house.consent.feeds.problems]
-    AirflowConsole().print_as(rows, output=args.output)
+    show(rows, args.output)
     for problem in problems:
         print(problem, file=sys.stderr)
     return not problems
@@ -112,7 +113,7 @@ def preflight(args: Namespace) -> bool:
     """Check everything people need to be synced, and say all of it."""
     with closing(open_house()) as house:
         reports = house.preflight.reports(args.canvas)
-    AirflowConsole().print_as([row for report in reports for row in preflight_rows(report)], output=args.output)
+    show([row for report in reports for row in preflight_rows(report)], args.output)
     return not any(report.failures for report in reports)
 
 

@@ -120,6 +120,18 @@ def _accounts() -> tuple[ActionCommand, ...]:
             args=(_CONN_ID, _AD_ACCOUNTS, ARG_VERBOSE),
         ),
         ActionCommand(
+            name="keep-old",
+            help="drop a new consent that was not put in force; the old one goes on",
+            func=_lazy("keep_old", room="accounts"),
+            args=(_CONN_ID, ARG_VERBOSE),
+        ),
+        ActionCommand(
+            name="use-anyway",
+            help="use a new consent whose check has failed, where Criteo does not honour the old one any more",
+            func=_lazy("use_anyway", room="accounts"),
+            args=(_CONN_ID, ARG_VERBOSE),
+        ),
+        ActionCommand(
             name="disconnect",
             help="stop the steps of one ad account; their people stay pending until it is chosen again",
             func=_lazy("disconnect", room="accounts"),

@@ -9,9 +9,7 @@ from datetime import UTC, datetime
 from getpass import getpass
 from typing import TYPE_CHECKING
 
-from airflow.cli.simple_table import AirflowConsole
-
-from criteo_provider.cli.command import command
+from criteo_provider.cli.command import command, show
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.hooks.surroundings import open_house
 
@@ -30,7 +28,7 @@ def person(args: Namespace) -> bool:
     if not steps:
         print("This ledger knows nobody of that name.", file=sys.stderr)
         return False
-    AirflowConsole().print_as([row for one in steps for row in person_rows(one)], output=args.output)
+    show([row for one in steps for row in person_rows(one)], args.output)
     return True
 
 

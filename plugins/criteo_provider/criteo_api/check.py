@@ -53,6 +53,7 @@ def _check(client: CriteoClient, allowed: Collection[str]) -> CheckResult:
             f"application “{application.name}”. Have its admin consent, or take it out of the allowed ones; "
             f"consented: {_named(consented)}.",
             "ad-account-not-consented",
+            consented,
         )
     used = tuple(account for account in consented if not allowed or account.ad_account in allowed)
     for account in used if allowed else used[:1]:

@@ -132,7 +132,7 @@ def state_of_account(
             f"Ad account {ad_account} has not consented to this application. Reconnect as somebody who may speak for "
             "it, or have its admin consent.",
         )
-    if not checkup.ok:
+    if not checkup.ok and checkup.code != "ad-account-not-consented":  # which is another one's trouble
         return Told("invalid", checkup.sentence)
     return Told("ok", "Works.")
 
