@@ -91,8 +91,15 @@ def cipher() -> FernetCipher | None:
     """Return Airflow's cipher, or None when no Fernet key is set: then Airflow's encrypt() returns plain text."""
     from airflow.sdk.configuration import conf
     from airflow.sdk.crypto import get_fernet
+    from airflow.sdk.exceptions import AirflowException
 
-    fernet = get_fernet()
+    try:
+        fernet = get_fernet()
+    except AirflowException:
+        raise Misconfigured(
+            "[core] fernet_key is no Fernet key. Make one with `python -c 'from cryptography.fernet import Fernet; "
+            "print(Fernet.generate_key().decode())'`, and give it to every process of this Airflow."
+        ) from None
     if not fernet.is_encrypted:
         return None
     return FernetCipher(fernet, conf.get("core", "fernet_key").split(",")[0])

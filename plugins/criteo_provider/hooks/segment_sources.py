@@ -98,7 +98,14 @@ class SegmentSources:
 
             if files.connection:
                 self._ask(files.connection, wanted_by=_key(canvas, "files.connection"))
-            root = ObjectStoragePath(files.path, conn_id=files.connection)
+            try:
+                root = ObjectStoragePath(files.path, conn_id=files.connection)
+            except ValueError:
+                kind = files.path.partition("://")[0]
+                raise Misconfigured(
+                    f"{_key(canvas, 'files.path')}: nothing installed here opens {kind}:// addresses. "
+                    "Install the Airflow provider of that store, or correct the path."
+                ) from None
         return FilesSource(
             root,
             columns=canvas.entry.columns,

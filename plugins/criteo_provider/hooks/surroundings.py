@@ -48,7 +48,7 @@ def surroundings() -> Surroundings:
         first_probe_s=first_probe_s(),
         source_stamp=partial(source_stamp, connections),
         idle_check_s=_idle_check_s(),
-        guidelines_required=airflow_inside.setting("criteo", "guidelines_acknowledged") == "required",
+        guidelines_required=_guidelines_required(),
     )
 
 
@@ -61,6 +61,13 @@ def _idle_check_s() -> float:
     if not 60 <= seconds <= 86_400:
         raise Misconfigured("[criteo] idle_check: has to be a number of seconds, from 60 to 86400. Write it like 900.")
     return seconds
+
+
+def _guidelines_required() -> bool:
+    written = airflow_inside.setting("criteo", "guidelines_acknowledged") or ""
+    if written.strip().lower() not in ("", "required"):
+        raise Misconfigured("[criteo] guidelines_acknowledged: has to be `required`, or empty where nobody is asked.")
+    return bool(written.strip())
 
 
 def source_stamp(connections: Connections, canvas: Canvas) -> str:
@@ -117,7 +124,9 @@ def first_probe_s() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 240:
-        raise Misconfigured("[criteo] first_probe_s: has to be a number of seconds above 0 and up to 240.")
+        raise Misconfigured(
+            "[criteo] first_probe_s: has to be a number of seconds above 0 and up to 240. Write it like 60."
+        )
     return seconds
 
 

@@ -65,6 +65,10 @@ class FilesSource:
     def _waiting(self, seen: Seen) -> list[FileRef]:
         try:
             there = [file for file in self._folder.files() if self._is_ours(file) and self._is_settled(file)]
+        except FileNotFoundError:
+            raise SourceFailed(
+                "there is no folder (and no file) where `path` says; make or mount it, or correct `path`"
+            ) from None
         except Exception as error:
             raise SourceFailed(f"the folder cannot be listed now: {type(error).__name__}") from None
         unknown = [file.unit for file in there if file.unit not in self._finished]

@@ -56,6 +56,8 @@ class Folder:
 
     def _from_disk(self) -> Iterator[FileRef]:
         root: Path = self._root
+        if not root.exists():  # else a disk that is not mounted would read as a folder that stays empty
+            raise FileNotFoundError(root)
         for path in [root] if root.is_file() else root.rglob("*"):
             with suppress(FileNotFoundError):  # gone since it was listed
                 if path.is_file():

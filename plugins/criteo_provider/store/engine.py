@@ -12,6 +12,8 @@ import stamina
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 
+from criteo_provider.core.errors import LedgerRefused
+
 # Sealing transactions stay under 50 ms, so a minute of patience means somebody is stuck, not busy.
 BUSY_TIMEOUT_S = 60
 
@@ -89,7 +91,13 @@ def unwritable(error: DBAPIError) -> str | None:
 def _sqlite(url: str, pool_size: int) -> Engine:
     path = sqlite_path(url)
     if path is not None and path.name:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerRefused(
+                f"The folder of the ledger, {path.parent}, cannot be made ({type(error).__name__}). Make it for the "
+                "user of this Airflow, or set [criteo] ledger_path to another place."
+            ) from None
     engine = create_engine(
         url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
     )

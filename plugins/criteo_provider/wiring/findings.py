@@ -139,7 +139,7 @@ KINDS: Mapping[str, Kind] = {
     "source-unreadable": Kind(_F, Scope.SOURCE, "The source cannot be read: {sentence}",
         "People enter from there; all its columns have to be there.", "Correct the source, or the canvas."),
     "column-empty": Kind(_W, Scope.SOURCE, "The first records have no value in: {columns}.",
-        "A column that is not there reads as empty, and people without it are left out or not matched.",
+        "In JSON a column that is not there reads as empty; people without it are left out or not matched.",
         "Check how the canvas names its columns."),
 }  # fmt: skip
 

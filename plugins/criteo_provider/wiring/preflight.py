@@ -320,7 +320,7 @@ class Preflight:
         except CriteoSyncError as error:
             yield found(unreadable, where, sentence=error)
             return
-        if page is not None and page.rows and of.entry.source.http:
+        if page is not None and page.rows:
             empty = [name for name, values in page.columns.items() if all(value is None for value in values)]
             if empty:
                 yield found("column-empty", where, columns=", ".join(empty))
