@@ -4,75 +4,83 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import local_airflow
 import pytest
-from local_airflow import LocalAirflow
+from local_airflow import PROJECT, LocalAirflow
 from playwright.sync_api import Browser, FrameLocator, Page, expect
 from processes import Household
 
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
-from tests.e2e.live import CANVAS
-from tests.e2e.people import Shop
 from tests.ui.test_browser import browser, keep_picture
 
 __all__ = ["browser"]
 
-PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
-PEOPLE = 5
+PAGE = PROJECT / "docs" / "tutorial.md"
+PLACE = ("A place to try it", "An Airflow, and a Criteo")
+CANVAS, AUDIENCE = "high_value_targeting", "High-value customers"
+WHO_BELONGS = (
+    "SELECT count(*) FROM customers WHERE orders > 0 AND lifetime_value >= 500 AND ads_tracking_enabled = 1 "
+    "AND do_not_sell_or_share = 0"
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-class Shell:
-    """Somebody at a prompt, who types the commands of the page in their order."""
+def commands(*headings: str) -> list[str]:
+    """What the sections under these headings of the page have a reader type, in its order."""
+    sections = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
+    chosen = [section for section in sections if section.startswith(headings)]
+    assert len(chosen) == len(headings)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", "".join(chosen), re.MULTILINE | re.DOTALL)
+    return [line for kind, block in blocks if not kind for line in block.splitlines()]
 
-    def __init__(self, airflow: LocalAirflow, sandbox: Sandbox, shop: Shop) -> None:
-        self._airflow, self._sandbox = airflow, sandbox
-        blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-        self._page = [line for block in blocks for line in block.splitlines()]
-        self._values = {
-            "$SHOP": str(shop.path),
-            "$CRITEO": sandbox.url,
-            "$CLIENT_ID": sandbox.client_id,
-            "$CLIENT_SECRET": sandbox.client_secret,
+
+class Shell:
+    """Somebody at a prompt, who types the commands of a section in their order."""
+
+    def __init__(self, airflow: LocalAirflow, sandbox: Sandbox, place: Path, lines: list[str]) -> None:
+        self._environment = {
+            **airflow.environment,
+            "TUTORIAL": str(place),
+            "CRITEO": sandbox.url,
+            "CLIENT_ID": sandbox.client_id,
+            "CLIENT_SECRET": sandbox.client_secret,
         }
+        self._lines = lines
 
     @property
     def is_done(self) -> bool:
-        """Whether every command of the page was typed."""
-        return not self._page
+        """Whether every command was typed."""
+        return not self._lines
 
-    def next(self, *expected: str, returns: int = 0) -> str:
-        """Type the next command of the page, which begins with these words; return what it prints."""
-        line = self._page.pop(0)
-        words = [self._values.get(word, word) for word in shlex.split(line)]
-        assert words[1 : 1 + len(expected)] == list(expected), line
-        with self._start(words) as process:
-            said, _ = process.communicate(timeout=180)
-        assert process.returncode == returns, said
-        return said
+    def next(self, expected: str, returns: int = 0) -> str:
+        """Type the next command, which begins with these words; return what it prints."""
+        line = self._lines.pop(0)
+        assert line.startswith(expected), line
+        return self.type(line, returns)
 
-    def consent(self, *expected: str) -> str:
+    def consent(self, expected: str) -> str:
         """Type the next command, approve at the address it prints, and paste the one Criteo sends a person back to."""
-        words = shlex.split(self._page.pop(0))
-        assert words[1:] == list(expected)
-        with self._start(words) as process:
+        line = self._lines.pop(0)
+        assert line == expected
+        with self._start(line) as process:
             assert process.stdout is not None
             assert process.stdin is not None
             printed = ""
             while "Paste the whole address" not in printed:
-                line = process.stdout.readline()
-                assert line, printed
-                printed += line
+                told = process.stdout.readline()
+                assert told, printed
+                printed += told
             address = re.search(r"^http\S+/request\?\S+$", printed, re.MULTILINE)
             assert address is not None, printed
             approved = httpx.post(address[0], data={"decision": "allow", "advertiser": "1001"}, timeout=30)
@@ -81,57 +89,65 @@ class Shell:
         return said
 
     def numbers(self) -> dict[str, int]:
-        """Ask for the numbers of the canvas's step, as a script does."""
-        words = ["airflow", "criteo", "status", "vip", "--output", "json"]
-        with self._start(words) as process:
-            said, _ = process.communicate(timeout=180)
-        row = json.loads(said[said.index("[") :])[0]  # Airflow writes every value as text
-        return {name: int(row[name]) for name in ("entered", "synced", "pending")}
+        """Ask for the numbers of the canvas's first step, as a script does."""
+        said = self.type(f"airflow criteo status {CANVAS} --output json")
+        row = json.loads(said[said.index("[") : said.rindex("]") + 1])[0]  # Airflow writes every value as text
+        return {name: int(row[name]) for name in ("entered", "synced", "not_synced", "pending")}
 
-    def type(self, *words: str) -> str:
-        """Type a command of one's own, which goes well; return what it prints."""
-        with self._start(list(words)) as process:
+    def type(self, line: str, returns: int = 0) -> str:
+        """Type a command; return what it prints."""
+        with self._start(line) as process:
             said, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, said
+        assert process.returncode == returns, said
         return said
 
-    def _start(self, words: list[str]) -> subprocess.Popen[str]:
+    def _start(self, line: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            words, env=self._airflow.environment, text=True,
+            ["/bin/bash", "-c", line], env=self._environment, text=True, cwd=PROJECT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """Somebody before an empty Airflow, which has a canvas and no connection, beside a shop and the sandbox."""
+    """Somebody who has done the first two sections: a place, an empty Airflow, and the sandbox."""
 
     airflow: LocalAirflow
     sandbox: Sandbox
-    shop: Shop
+    place: Path
+
+    @property
+    def people(self) -> int:
+        """How many of the shop are to enter the canvas."""
+        with closing(sqlite3.connect(self.place / "shop.db")) as shop:
+            return int(shop.execute(WHO_BELONGS).fetchone()[0])
+
+    def shell(self, *headings: str) -> Shell:
+        """Open a shell, to type what stands under these headings."""
+        return Shell(self.airflow, self.sandbox, self.place, commands(*headings))
 
 
 @pytest.fixture
 def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Newcomer]:
     """The empty Airflow runs; everything is gone afterwards."""
     monkeypatch.setattr(local_airflow, "READY_WITHIN_S", 400.0)  # however busy this machine is
-    include, logs = tmp_path / "include", tmp_path / "logs"
-    for folder in (include / "canvases", include / "segments", logs):
-        folder.mkdir(parents=True)
-    (include / "segments" / "vip.sql").write_text("SELECT * FROM customers")
-    parts = {"name": "Vip", "canvas": "vip", "audience": "Shoppers", "ad_account": "1001"}
-    (include / "canvases" / "vip.yaml").write_text(CANVAS.format(connection="criteo_default", **parts))
-    shop = Shop(tmp_path / "shop.db")
-    shop.add(PEOPLE)
-    airflow = LocalAirflow(tmp_path / "airflow", tmp_path / "ledger.db", include)
+    place, logs = tmp_path / "tutorial", tmp_path / "logs"
+    logs.mkdir()
+    airflow = LocalAirflow(place / "airflow", place / "ledger.db", place / "include")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     try:
         with running_sandbox() as sandbox, Household(logs) as household:
             for number, handler in before.items():  # pytest's own; it ends the household
                 signal.signal(number, handler)
-            sandbox.application(redirect_uris=[f"{airflow.url}/audience-sync/oauth/callback"])
+            here = Newcomer(airflow, sandbox, place)
+            shell = here.shell(*PLACE)
+            for beginning in ("mkdir", "cp", "cp", "python include/example_data.py create"):
+                shell.next(beginning)
             airflow.start(household)
-            yield Newcomer(airflow, sandbox, shop)
+            shell.next("airflow connections add example_shop")
+            shell.next("curl")
+            assert shell.is_done
+            yield here
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -139,23 +155,23 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Newcom
 
 def test_by_command_line_only(newcomer: Newcomer) -> None:
     """The commands of the tutorial, as they stand there, take a new user from nothing to people who are Synced."""
-    shell = Shell(newcomer.airflow, newcomer.sandbox, newcomer.shop)
-    shell.next("connections", "add", "shop")
-    shell.next("connections", "add", "criteo_default")
-    assert "Nobody has connected" in re.sub(r"[\s|]+", " ", shell.next("criteo", "preflight", returns=1))
-    assert "1001" in shell.consent("criteo", "accounts", "connect")
-    assert "Connection criteo_default uses 1001." in shell.next("criteo", "accounts", "choose")
-    shell.next("criteo", "accounts", "check")
-    assert "nothing to mend" in re.sub(r"[\s|]+", " ", shell.next("criteo", "preflight"))
-    shell.next("dags", "unpause", "criteo_audience_sync")
-    shell.next("dags", "unpause", "criteo_audience_retry")
+    shell = newcomer.shell("On a command line\n")
+    shell.next("airflow connections add criteo_default")
+    assert "Nobody has connected" in in_one_line(shell.next("airflow criteo preflight", returns=1))
+    assert "1001" in shell.consent("airflow criteo accounts connect")
+    assert "Connection criteo_default uses 1001." in shell.next("airflow criteo accounts choose")
+    shell.next("airflow criteo accounts check")
+    assert "nothing to mend" in in_one_line(shell.next("airflow criteo preflight"))
+    shell.next("airflow dags unpause criteo_audience_sync")
+    shell.next("airflow dags unpause criteo_audience_retry")
     deadline = time.monotonic() + 300
-    while shell.numbers()["synced"] != PEOPLE:
-        assert time.monotonic() < deadline, shell.numbers()
+    while (numbers := shell.numbers())["entered"] != newcomer.people or numbers["pending"]:
+        assert time.monotonic() < deadline, numbers
         time.sleep(2)
-    shell.next("criteo", "status")
-    assert "1001" in shell.next("criteo", "accounts", "list")
-    assert "Shoppers" in shell.next("criteo", "audiences", "list")
+    assert numbers["synced"] > numbers["not_synced"] > 0
+    assert CANVAS in shell.next("airflow criteo status")
+    assert "1001" in shell.next("airflow criteo accounts list")
+    assert AUDIENCE in in_one_line(shell.next("airflow criteo audiences list"))
     assert shell.is_done
 
 
@@ -165,7 +181,6 @@ def test_on_pages_only(newcomer: Newcomer, browser: Browser) -> None:
     Only the shop's connection is there before, as whoever deploys brings it along. A shell then sees what was made.
     """
     airflow, sandbox = newcomer.airflow, newcomer.sandbox
-    airflow.connect("shop", conn_type="sqlite", host=str(newcomer.shop.path))
     page = browser.new_context(viewport={"width": 1360, "height": 900}, reduced_motion="reduce").new_page()
     page.goto(airflow.url)
     page.get_by_label("Username").fill(airflow.user)
@@ -176,22 +191,28 @@ def test_on_pages_only(newcomer: Newcomer, browser: Browser) -> None:
         _switch_on(page, airflow, dag_id)
     page.goto(f"{airflow.url}/plugin/audience_sync")
     frame = page.frame_locator("iframe[title='Audiences']")
-    expect(frame.get_by_text("Vip is not launched").or_(frame.get_by_text("not launched")).first).to_be_visible(
-        timeout=120_000
-    )
+    expect(frame.get_by_text("not launched").first).to_be_visible(timeout=120_000)
     keep_picture(page, "first_not_launched")
     _connect(page, frame, sandbox)
     frame.get_by_role("link", name="Audiences").click()
-    row = frame.get_by_role("row", name=re.compile("Shoppers"))
-    expect(row).to_contain_text(re.compile(rf"\b{PEOPLE}\b"), timeout=180_000)
+    row = frame.get_by_role("row", name=re.compile(AUDIENCE)).first
+    expect(row).to_contain_text(re.compile(rf"\b{newcomer.people}\b"), timeout=180_000)
+    shell = newcomer.shell()
     deadline = time.monotonic() + 180
-    while newcomer.airflow.ask("GET", "/dags/criteo_audience_sync")["is_paused"] or not _synced(newcomer):
+    while (numbers := shell.numbers())["pending"]:
         assert time.monotonic() < deadline, row.inner_text()
         time.sleep(1)
+    assert numbers["synced"] > 0
+    assert any(one["name"] == AUDIENCE and one["size"] for one in sandbox.state()["segments"])
+    assert not newcomer.airflow.ask("GET", "/dags/criteo_audience_sync")["is_paused"]
     keep_picture(page, "first_synced")
-    shell = Shell(airflow, sandbox, newcomer.shop)
-    assert "1001" in shell.type("airflow", "criteo", "accounts", "list")
-    assert "nothing to mend" in re.sub(r"[\s|]+", " ", shell.type("airflow", "criteo", "preflight", "vip"))
+    assert "1001" in shell.type("airflow criteo accounts list")
+    assert "nothing to mend" in in_one_line(shell.type(f"airflow criteo preflight {CANVAS}"))
+
+
+def in_one_line(table: str) -> str:
+    """The words of a table, whose cells are folded."""
+    return re.sub(r"[\s|]+", " ", table)
 
 
 def _switch_on(page: Page, airflow: LocalAirflow, dag_id: str) -> None:
@@ -221,10 +242,3 @@ def _connect(page: Page, frame: FrameLocator, sandbox: Sandbox) -> None:
     dialog.get_by_role("button", name="Use these").click()
     expect(frame.get_by_role("status")).to_have_text("criteo_default works.", timeout=90_000)
     keep_picture(page, "first_connected")
-
-
-def _synced(newcomer: Newcomer) -> bool:
-    """Whether Criteo has everybody of the shop."""
-    ids = [str(one["id"]) for one in newcomer.sandbox.state()["segments"] if one["name"] == "Shoppers"]
-    digests = [person.email_sha256 for person in newcomer.shop.people]
-    return bool(ids) and all(newcomer.sandbox.is_member(ids[0], digests))
