@@ -87,6 +87,15 @@ def test_a_list_is_a_table_or_read_by_a_script(deployment: Deployment, airflow: 
             assert (code, all(name[:4] in said for name in read["json"][0])) == (0, True), said
 
 
+def test_all_rows_have_their_cells_in_one_order(deployment: Deployment, airflow: Airflow) -> None:
+    """A table goes by places: what is wrong and what is fine stand in the same columns."""
+    (deployment.include / "segments" / "all.sql").write_text("SELECT * FROM nowhere")
+    _, said = airflow("preflight", "--output", "json")
+    rows = json.loads(said)
+    assert {row["severity"] for row in rows} == {"failure", "ok"}
+    assert len({tuple(row) for row in rows}) == 1
+
+
 def test_an_empty_list_is_a_list(deployment: Deployment, airflow: Airflow) -> None:
     """A script that reads what is not there yet gets [], and a person is told that there is nothing."""
     (deployment.include / "canvases" / "example.yaml").unlink()

@@ -145,20 +145,19 @@ def numbers_row(step: Any) -> dict[str, Any]:
 def preflight_rows(report: Report) -> list[dict[str, Any]]:
     """Return what a preflight has found as rows: what is to be mended first, then what a launch makes of audiences."""
     rows = [
-        {
-            "canvas": report.canvas_id,
-            "severity": str(one.severity),
-            "where": one.where,
-            "what": one.what,
-            "why": one.why,
-            "mend": one.mend,
-            "code": one.code,
-        }
+        _preflight_row(report, str(one.severity), one.where, one.what, one.why, one.mend, one.code)
         for one in report.findings
     ]
-    fine = {"canvas": report.canvas_id, "severity": "ok", "why": "", "mend": "", "code": "ok"}
     rows += [
-        {**fine, "where": f"step {one.step}", "what": f"audience “{one.audience}” ({one.ad_account}): {one.state}"}
+        _preflight_row(report, "ok", f"step {one.step}", f"audience “{one.audience}” ({one.ad_account}): {one.state}")
         for one in report.targets
     ]
-    return rows if report.failures else [*rows, {**fine, "where": "canvas", "what": "ready: nothing to mend"}]
+    return rows if report.failures else [*rows, _preflight_row(report, "ok", "canvas", "ready: nothing to mend")]
+
+
+def _preflight_row(
+    report: Report, severity: str, where: str, what: str, why: str = "", mend: str = "", code: str = "ok"
+) -> dict[str, Any]:
+    """Name the cells in the one order all rows have: a table goes by their places."""
+    named = {"severity": severity, "where": where, "what": what, "mend": mend, "why": why, "code": code}
+    return {"canvas": report.canvas_id, **named}

@@ -72,7 +72,7 @@ def why_stopped(
     if connection.grant_type == "authorization_code":
         return "not-chosen", (
             f"Ad account {ad_account} is not chosen for connection {conn_id}; choose it on the Accounts page, "
-            f"or with `airflow criteo accounts choose --conn-id {conn_id} {ad_account}`."
+            f"or with `airflow criteo accounts choose --conn-id {conn_id} {ad_account}`, followed by all others in use."
         )
     return "not-allowed", (
         f"Ad account {ad_account} is not among the allowed ad accounts of connection {conn_id}. "
