@@ -259,6 +259,15 @@ def test_how_soon_something_broken_is_tried_again(
     assert surroundings.first_probe_s() == seconds
 
 
+@pytest.mark.parametrize(("written", "seconds"), [("", 900.0), ("120", 120.0)])
+def test_how_soon_an_idle_connection_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, written: str, seconds: float
+) -> None:
+    """`[criteo] idle_check` says it in seconds; a quarter of an hour where nothing is said."""
+    monkeypatch.setenv("AIRFLOW__CRITEO__IDLE_CHECK", written)
+    assert surroundings.idle_check_s() == seconds
+
+
 @pytest.mark.parametrize("written", ["0", "-1", "3600", "soon", "nan"])
 def test_a_probe_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     """A number that would hammer Criteo or never try again is told with its key."""

@@ -177,7 +177,7 @@ def open_house(
     source: Callable[[Canvas], Source],
     *,
     cipher: Sealer | None = None,
-    requests_per_minute: int = 60_000,
+    requests_per_minute: int | None = 60_000,
 ) -> House:
     """Open a house over these folders and addresses; close it."""
     connection = CriteoConnection(CLIENT_ID, CLIENT_SECRET, criteo_url, requests_per_minute=requests_per_minute)

@@ -187,10 +187,10 @@ def test_many_processes_and_threads_renew_at_once_and_lose_nothing(ledger_url: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grant_type", ["authorization_code", "client_credentials"])
-def test_one_token_call_in_fourteen_minutes(sqlite_url: str, tmp_path: Path, grant_type: str) -> None:
+def test_one_token_call_in_fourteen_minutes(ledger_url: str, tmp_path: Path, grant_type: str) -> None:
     """An hour of steady calls from four clients of two processes: never two token calls within 14 minutes."""
     with running_sandbox(limit=60_000, limit_per_account=60_000, refresh_rotation="strict") as sandbox:
-        shop = Workshop(sqlite_url, sandbox, tmp_path, grant_type)
+        shop = Workshop(ledger_url, sandbox, tmp_path, grant_type)
         with closing(shop.house):
             if grant_type == "authorization_code":
                 shop.connect()

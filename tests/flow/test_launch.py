@@ -264,6 +264,30 @@ def test_quota(open_vip: Callable[[], House], sandbox: Sandbox, include: Path, t
         assert house.take_news() == []
 
 
+@pytest.mark.parametrize("there", [12, 1_000])
+def test_a_refused_creation_names_what_nobody_syncs(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path, there: int
+) -> None:
+    """What people were sent to lately is no advice for making room; a cap Criteo has set lower is not called 1,000."""
+    write_canvas(include, "old", sync("keep", "Existing"))
+    with closing(open_vip()) as house:
+        drain(house)
+        assert numbers(house)["keep"][1] > 0
+    for number in range(there - 1):
+        sandbox.world.new_segment(AD_ACCOUNT, f"List {number:04d}")
+    sandbox.rules(segment_cap=there)
+    write_canvas(include, "vip", sync("add", "New"))
+    with closing(open_vip()) as house:
+        drain(house)
+        (finding,) = from_json(house.ledger.launches.last()["vip"].findings)
+    assert finding.code == "quota-reached"
+    assert "unable to create new audiences" in finding.what
+    assert f"it has {there:,}" in finding.what
+    assert ("1,000 is the most" in finding.what) is (there == 1_000)
+    assert "has not synced for 90 days: “List 0000”, " in finding.what
+    assert "Existing" not in finding.what
+
+
 def test_steady_state_makes_no_call_but_amendments(
     open_vip: Callable[[], House], sandbox: Sandbox, shop: Shop, include: Path
 ) -> None:

@@ -63,17 +63,39 @@ def test_a_consent_is_asked_for_no_more_than_it_grants(
 
 @pytest.mark.slow
 def test_criteos_headers_lower_the_budget_and_restore_it(
-    strict_sandbox: Sandbox, sqlite_url: str, shop: Shop, include: Path
+    strict_sandbox: Sandbox, ledger_url: str, shop: Shop, include: Path
 ) -> None:
     """Less than 10 an ad account is believed at once, and more never is."""
     strict_sandbox.rules(limit_per_account=8)
-    house = connected(strict_sandbox, sqlite_url, shop, include, ("1001", "1002"))
+    house = connected(strict_sandbox, ledger_url, shop, include, ("1001", "1002"))
     house.ad_accounts(CONN)
     assert (house.criteo.limit(CONN), house.criteo.budget(CONN)) == (20, 16)
     strict_sandbox.rules(limit_per_account=50)
     house.ad_accounts(CONN)
     assert house.criteo.budget(CONN) == 20
     house.close()
+
+
+def test_the_budget_of_an_application_is_lowered_restored_and_overridden(
+    strict_sandbox: Sandbox, ledger_url: str, shop: Shop, include: Path
+) -> None:
+    """250 a minute, less while Criteo says so, for every process at once; a connection that says less is believed."""
+    house, another = (
+        open_house(include, ledger_url, strict_sandbox.url, shop.source, requests_per_minute=limit)
+        for limit in (None, None)
+    )
+    assert house.criteo.budget(CONN) == 250
+    strict_sandbox.throw("limit-lowered", limit=40)
+    house.ad_accounts(CONN)
+    assert [one.criteo.budget(CONN) for one in (house, another)] == [40, 40]
+    strict_sandbox.take_back("limit-lowered")
+    another.ad_accounts(CONN)
+    assert [one.criteo.budget(CONN) for one in (house, another)] == [250, 250]
+    own = open_house(include, ledger_url, strict_sandbox.url, shop.source, requests_per_minute=20)
+    own.ad_accounts(CONN)
+    assert own.criteo.budget(CONN) == 20
+    for one in (house, another, own):
+        one.close()
 
 
 def test_streams_that_share_few_requests_are_flushed_less_often_and_say_why(

@@ -23,7 +23,8 @@ def unable_to_create(ad_account: str, audiences: int, unused: Sequence[str]) -> 
     named = ", ".join(f"“{name}”" for name in unused[:_NAMED])
     more = f" and {len(unused) - _NAMED:,} more" if len(unused) > _NAMED else ""
     advice = f" Contact lists this ledger has not synced for 90 days: {named}{more}." if unused else ""
+    full = f"{MOST_AUDIENCES:,} is the most" if audiences >= MOST_AUDIENCES - 1 else "Criteo takes no more"
     return (
-        f"Criteo is unable to create new audiences in ad account {ad_account}: it has {audiences:,}, and "
-        f"{MOST_AUDIENCES:,} is the most. Delete audiences nobody uses at Criteo; existing ones go on.{advice}"
+        f"Criteo is unable to create new audiences in ad account {ad_account}: it has {audiences:,}, and {full}. "
+        f"Delete audiences nobody uses at Criteo; existing ones go on.{advice}"
     )

@@ -47,12 +47,13 @@ def surroundings() -> Surroundings:
         executor=executor(),
         first_probe_s=first_probe_s(),
         source_stamp=partial(source_stamp, connections),
-        idle_check_s=_idle_check_s(),
+        idle_check_s=idle_check_s(),
         guidelines_required=_guidelines_required(),
     )
 
 
-def _idle_check_s() -> float:
+def idle_check_s() -> float:
+    """Return how long a connection may be idle before it is looked at: `[criteo] idle_check`."""
     written = airflow_inside.setting("criteo", "idle_check") or "900"
     try:
         seconds = float(written)
