@@ -82,6 +82,10 @@ def test_from_nothing_to_connected(airflow: Airflow, person: Consent, sandbox: S
     code, said = airflow("accounts", "choose", "1001", "1002")
     assert code == 0, said
     assert {row["ad_account"]: row["state"] for row in rows(airflow)} == {"1001": "ok", "1002": "ok"}
+    code, said = airflow("accounts", "choose", "1002")
+    assert code == 0, said
+    assert "Ad account 1001 is disconnected. These steps stop, their people stay pending: example / add." in said
+    airflow("accounts", "choose", "1001", "1002")
     code, said = airflow("accounts", "disconnect", "1001")
     assert code == 0
     assert "their people stay pending: example / add" in said
@@ -89,7 +93,8 @@ def test_from_nothing_to_connected(airflow: Airflow, person: Consent, sandbox: S
     assert airflow("accounts", "check")[0] == 0
     with create_session() as session:
         events = session.scalars(select(Log.event).where(Log.event.like("criteo.%")).order_by(Log.id)).all()
-        assert events[-3:] == ["criteo.consent.give", "criteo.accounts.choose", "criteo.accounts.disconnect"]
+        chosen = ["criteo.accounts.choose"] * 3
+        assert events[-5:] == ["criteo.consent.give", *chosen, "criteo.accounts.disconnect"]
 
 
 def test_another_consent_is_tried_first(airflow: Airflow, person: Consent, sandbox: Sandbox) -> None:

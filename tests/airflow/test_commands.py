@@ -259,10 +259,15 @@ def test_preflight_of_an_unreachable_source(airflow: Airflow, include: Path) -> 
     assert "gives no column 'ads_tracking_enabled'" in rows[0]["what"]
 
 
-def test_preflight_of_no_canvas(airflow: Airflow) -> None:
-    """A canvas that does not exist is a failure."""
+def test_preflight_of_no_canvas(airflow: Airflow, include: Path) -> None:
+    """A canvas that does not exist is a failure, and so is none at all; the folder that was looked into is named."""
     code, rows = preflight(airflow, "nobody")
     assert (code, [row["code"] for row in rows]) == (1, ["no-canvas"])
+    assert rows[0]["mend"].startswith(f"Write nobody.yaml in {include / 'canvases'}, or ")
+    (include / "canvases" / "example.yaml").unlink()
+    code, rows = preflight(airflow)
+    assert (code, [row["what"] for row in rows]) == (1, ["There is no canvas yet."])
+    assert rows[0]["mend"].startswith(f"Write a YAML file in {include / 'canvases'}, or ")
 
 
 def test_preflight_asks_for_the_guidelines_where_they_are_required(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -78,10 +79,15 @@ def connect(args: Namespace) -> bool:
 def choose(args: Namespace) -> bool:
     """Use these ad accounts and no others of the connection; a new consent is tried first."""
     with closing(open_house()) as house:
+        before = {one.ad_account for one in house.accounts.look(args.conn_id).accounts if one.usable}
         if not house.handovers.choose(args.conn_id, args.ad_accounts, by=_me()) and not _hand_over(house, args.conn_id):
             return False
         _note("accounts.choose", args.conn_id, *args.ad_accounts)
         verdict = house.accounts.check(args.conn_id)
+        let_go = [one for one in house.accounts.look(args.conn_id).accounts if one.ad_account in before]
+    for one in let_go:
+        if not one.usable:
+            print(_stopped(one.ad_account, one.used_by))
     print(f"Connection {args.conn_id} uses {', '.join(args.ad_accounts)}. {verdict.sentence}")
     return verdict.ok
 
@@ -116,9 +122,13 @@ def disconnect(args: Namespace) -> bool:
     with closing(open_house()) as house:
         steps = house.accounts.disconnect(args.conn_id, args.ad_account, by=_me())
     _note("accounts.disconnect", args.conn_id, args.ad_account)
-    stopped = f"These steps stop, their people stay pending: {', '.join(steps)}." if steps else "No step uses it."
-    print(f"Ad account {args.ad_account} is disconnected. {stopped}")
+    print(_stopped(args.ad_account, steps))
     return True
+
+
+def _stopped(ad_account: str, steps: Sequence[str]) -> str:
+    what = f"These steps stop, their people stay pending: {', '.join(steps)}." if steps else "No step uses it."
+    return f"Ad account {ad_account} is disconnected. {what}"
 
 
 def _hand_over(house: House, conn_id: str) -> bool:

@@ -49,8 +49,8 @@ def _check(client: CriteoClient, allowed: Collection[str]) -> CheckResult:
     if missing:
         return CheckResult(
             False,
-            f"Ad account {', '.join(missing)} is allowed in the connection, but has not consented to "
-            f"application “{application.name}”. Have its admin consent, or take it out of the allowed ones; "
+            f"Ad account {', '.join(missing)} is to be used by this connection, but has not consented to application "
+            f"“{application.name}”. Have its admin consent, disconnect it, or take it out of the allowed ad accounts; "
             f"consented: {_named(consented)}.",
             "ad-account-not-consented",
             consented,

@@ -68,7 +68,7 @@ _ONE_TARGET = "People may only be put into one contact list that takes them."
 KINDS: Mapping[str, Kind] = {
     # what a canvas file says
     "no-canvas": Kind(_F, Scope.CANVAS, "There is no canvas {name}.", "Only a file declares a canvas.",
-        "Write include/canvases/{name}.yaml, or correct the name."),
+        "Write {file} in {folder}, or correct the name; [criteo] include_folder says which folder is read."),
     "no-audience-name": Kind(_F, Scope.CANVAS, "No audience is named: {what}",
         "An audience is found or created by its name.", "{mend}"),
     "no-fields": Kind(_F, Scope.CANVAS, "No fields to match are chosen: {what}",

@@ -111,8 +111,9 @@ class Preflight:
         problems = [each for each in self._house.canvases.problems if canvas_id in (None, each.file.stem)]
         chosen = [each for each in self._house.canvases.canvases if canvas_id in (None, each.id)]
         if not problems and not chosen:
-            name = canvas_id or "yet"
-            return [Report(name, (found("no-canvas", f"canvas {name}", name=name),))]
+            name, to_write = (canvas_id, f"{canvas_id}.yaml") if canvas_id else ("yet", "a YAML file")
+            folder = self._house.around.include_folder / "canvases"
+            return [Report(name, (found("no-canvas", f"canvas {name}", name=name, file=to_write, folder=folder),))]
         unusable = self._ledger_trouble()
         if unusable:
             files = [Report(stem, _of_file(stem, problems)) for stem in _stems(problems)]
