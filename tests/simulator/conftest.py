@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulator.databases import InMemory, OnPostgres
 
-# So many stories are one test: they share an engine, and two workers share the tests.
+# So many stories are one test; all of them share an engine.
 BATCH = 100
 # PostgreSQL answers slower than memory does, and every verb is a few round trips.
 ONE_IN = 25

@@ -201,7 +201,8 @@ class Kept(sqlite3.Connection):
 
 
 def _in_memory(content: bytes = b"") -> Kept:
-    opened = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Kept)
+    how: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "cached_statements": 512}
+    opened = sqlite3.connect(":memory:", factory=Kept, **how)
     if content:
         opened.deserialize(content)
     opened.execute("PRAGMA foreign_keys = ON")

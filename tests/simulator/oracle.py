@@ -40,6 +40,7 @@ class Intent:
     clock_us: int | None = None  # when its patience began
     clock_of: int | None = None  # the request whose claim has begun it
     stood: PartState = PartState.WAITING  # as the ledger had it last
+    set_back_us: int = 0  # how far the clock had been set back by the time the step was reached
 
     @property
     def form(self) -> str:
@@ -86,7 +87,7 @@ class Oracle:
         self.probed: dict[tuple[str, str], int] = {}  # open troubles: when they were last met
         self.paused_us: int = 0  # a bound of how long anything was paused
         self.latest_us = 0
-        self.went_back = False  # whether the clock was ever set back: then somebody may have been given up too early
+        self.set_back_us = 0  # how far the clock was ever set back: then somebody may have been given up too early
         self.sealed: dict[str, list[str]] = defaultdict(list)
         self.counted: set[int] = set()  # requests whose identifiers Criteo has counted, and the sender has read it
 
@@ -116,7 +117,7 @@ class Oracle:
                     place, reached_us = (stage_id, held.form, ordinal, 0), None if plan.delay_s else now_us
                     made = Intent(
                         place, plan.step_id, plan.audience_id, plan.operation, value, len(self.intents), enters_us,
-                        reached_us, patience_us,
+                        reached_us, patience_us, set_back_us=self.set_back_us,
                     )  # fmt: skip
                     if Form(held.form).field not in self.steps[plan.step_id].fields:
                         made.may.add("field")
@@ -129,7 +130,13 @@ class Oracle:
             if not entered and enters_us <= now_us and self.steps[self.step_of[stage_id]].declared:
                 self.enters[stage_id] = enters_us, True
                 for intent in self._of_stage(stage_id):
-                    intent.reached_us = now_us
+                    intent.reached_us, intent.set_back_us = now_us, self.set_back_us
+
+    def clock_set_back(self, by_us: int, now_us: int) -> None:
+        """It is earlier than it was; what is known to be broken is so by now, and no earlier than that."""
+        self.set_back_us += by_us
+        if self.first_trouble_us is not None:
+            self.first_trouble_us = min(self.first_trouble_us, now_us)
 
     def declared(self, steps: dict[int, Step], gone: Collection[int]) -> None:
         """The files have changed: these steps are declared now, and ``gone`` are not."""
@@ -160,7 +167,7 @@ class Oracle:
             own = min(self._of_person(place[0], place[2]), key=lambda one: one.sequence)
             made = Intent(
                 place, own.step_id, own.audience_id, own.operation, value, own.sequence, own.enters_us, own.reached_us,
-                own.patience_us,
+                own.patience_us, set_back_us=own.set_back_us,
             )  # fmt: skip
             rivals = self.rivals[own.audience_id, place[1], value]
             if not any(self._takes_out(made, rival) for rival in rivals):
@@ -272,7 +279,7 @@ class Oracle:
     def _stands(self, intent: Intent, row: PartRow, now_us: int) -> None:
         """Whether an identifier may be where the ledger has it."""
         before, intent.stood = intent.stood, row.state
-        revived = before is PartState.ERRORED and self.went_back and (row.deadline_us or 0) > now_us
+        revived = before is PartState.ERRORED and self.set_back_us and (row.deadline_us or 0) > now_us
         if before in FINAL and row.state is not before and not revived:
             self.broken.append(f"{intent.place} was {before.name} for good and is {row.state.name}.")
         if not self._allows(intent, row):
@@ -311,7 +318,8 @@ class Oracle:
         if row.deadline_us is not None and row.deadline_us < self._patience_until(intent):
             self.broken.append(f"{intent.place} is given up too early.")
         if intent.clock_us is not None and intent.clock_of is not None:
-            until_us = intent.clock_us + intent.patience_us + self.paused_us
+            # A clock that was set back since may have begun before it was, at a moment that was later by then.
+            until_us = intent.clock_us + intent.patience_us + self.paused_us + self.set_back_us - intent.set_back_us
             if row.deadline_us is None or row.deadline_us > until_us:
                 self.broken.append(f"{intent.place} has more patience than its canvas.")
 
@@ -410,7 +418,7 @@ class Oracle:
     def _left_behind(self, lists: dict[int, set[tuple[str, bytes]]]) -> Iterator[str]:
         """A removal also takes out the identifiers under which this user was added to that audience before."""
         adds = [one for one in self.intents.values() if one.operation is Operation.ADD]
-        for removal in [] if self.went_back else [*self.intents.values()]:
+        for removal in [] if self.set_back_us else [*self.intents.values()]:
             if removal.operation is Operation.ADD or removal.fate is not PartState.ACCEPTED:
                 continue
             for add in adds:

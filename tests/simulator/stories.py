@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -56,10 +57,21 @@ def report(database: Database, seed: int) -> str | None:
     found = complaint(database, story_of(seed), seed=seed, thorough=seed % THOROUGH_EVERY == 0)
     if found is None:
         return None
-    story = shortest(story_of(seed), lambda shorter: complaint(database, shorter, seed=seed) is not None)
+    story = shortest(story_of(seed), lambda shorter: law_of(complaint(database, shorter, seed=seed)) == law_of(found))
     lines = "".join(f"    {event!r},\n" for event in story)
     again = complaint(database, story, seed=seed)
     return f"Seed {seed} went wrong {found}\n\nIn short, {again}\n\nSTORY = [\n{lines}]  # told with seed {seed}\n"
+
+
+_WHOSE = re.compile(r"\([^()]*\)|\[[^][]*\]|\{[^{}]*\}|'[^']*'|\d+")
+
+
+def law_of(found: str | None) -> str | None:
+    """The law a complaint is about, whoever and how many have broken it."""
+    law, longer = (found or "").partition("\n")[0], None
+    while law != longer:
+        law, longer = _WHOSE.sub("", law), law
+    return " ".join(law.split()) or None
 
 
 # So many stories are also looked at through the ledger's own proof and the numbers of readers after every event.

@@ -201,7 +201,8 @@ class Telling:
         """The clock of the database is set; what is on the wire just then is lost."""
         self.criteo.wire.clear()
         self.schedule.now_us += round(seconds * 1e6)
-        self.oracle.went_back = self.oracle.went_back or seconds < 0
+        if seconds < 0:
+            self.oracle.clock_set_back(round(-seconds * 1e6), self.schedule.now_us)
 
     def _database(self, trouble: str) -> None:
         """The next verb of the ledger goes wrong: busy, serialization, disk full, or the answer of it lost."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulator.databases import Database, InMemory, OnPostgres
-from tests.simulator.stories import complaint, report, shortest, story_of
+from tests.simulator.stories import complaint, law_of, report, shortest, story_of
 
 # Stories that once went wrong.
 ONCE_WRONG = {
@@ -19,6 +19,22 @@ ONCE_WRONG = {
         ("run", 0),
         ("keep", "a"),
         ("run", 0),
+    ],
+    "a trouble noted before the clock was set back lends nobody patience": [
+        ("rows", "in", 6, 6, 19, 5),
+        ("enter", "a", "in"),
+        ("answer", "401"),
+        ("run", 2),
+        ("resolve", "a"),
+        ("rows", "out", 17, 2, 6, 5),
+        ("enter", "b", "out"),
+        ("step", 0),
+        ("upload", "a"),
+        ("run", 3),
+        ("jump", -30),
+        ("rows", "out", 16, 7),
+        ("enter", "a", "out"),
+        ("keep", "a"),
     ],
 }
 
@@ -55,6 +71,14 @@ def test_a_story_is_told_in_short() -> None:
     """Of a long story, only what makes it go wrong is left."""
     story = [("pass", number) for number in range(50)]
     assert shortest(story, lambda told: {("pass", 7), ("pass", 31)} <= set(told)) == [("pass", 7), ("pass", 31)]
+
+
+def test_a_story_keeps_to_what_it_is_about() -> None:
+    """Two complaints are of one law whoever has broken it, and of two where the laws differ."""
+    one = "after event 15 of 14: (3, 'madid', 0, 0) has more patience than its canvas.\nAnd more."
+    other = "after event 2 of 7: (2, 'email_sha256', 1, 0) has more patience than its canvas."
+    assert law_of(one) == law_of(other)
+    assert law_of(one) not in (law_of("after event 2 of 7: (2, 'madid', 1, 0) is given up too early."), law_of(None))
 
 
 def _tell(database: Database, seeds: range) -> None:

@@ -160,7 +160,8 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
     """Start the patience clock of people who are due and held back by a known trouble, from when both were so."""
     later = func.max if connection.dialect.name == "sqlite" else func.greatest
     for row in connection.execute(select(trouble)).all():
-        since = later(part.c.due_us, literal(row.since_us, BigInteger))
+        # A trouble of the future was noted before the clock stepped back: it is one by now, and no longer than that.
+        since = later(part.c.due_us, literal(min(row.since_us, now_us), BigInteger))
         connection.execute(
             update(part)
             .where(
