@@ -155,3 +155,23 @@ def test_an_endpoint_that_lets_nobody_in(
     assert "hidden" not in what
     monkeypatch.delenv("AIRFLOW_CONN_CRM")
     assert "there is no Airflow connection 'crm'" in unreadable(airflow)
+
+
+def test_a_function(deployment: Deployment, airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function whose frames hold every column is fine; a missing column, function or module is named."""
+    monkeypatch.syspath_prepend(deployment.place)
+    frame = "def {}():\n    yield pd.DataFrame([{!r}])\n"
+    module = ["import pandas as pd\n", frame.format("people", PERSON), frame.format("fewer", WITHOUT_CONSENT)]
+    (deployment.place / "our_segments.py").write_text("".join(module))
+    sources = {
+        "our_segments.people": None,
+        "our_segments.fewer": "ads_tracking_enabled",
+        "our_segments.nobody": "our_segments.nobody",
+        "their_segments.people": "their_segments",
+    }
+    for function, named in sources.items():
+        deployment.source(f"python: {{callable: {function}, cursor: customer_id}}")
+        if named is None:
+            assert findings(airflow) == (0, [])
+        else:
+            assert named in unreadable(airflow)

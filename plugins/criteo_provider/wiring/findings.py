@@ -90,7 +90,8 @@ KINDS: Mapping[str, Kind] = {
     "not-connected": Kind(_F, Scope.CONNECTION, "Criteo is not connected: {sentence}", _NOT_READ,
         "Press Connect Criteo on the Accounts page, or set up the connection {conn_id} under Admin > Connections."),
     "access-lost": Kind(_F, Scope.CONNECTION, "Criteo does not let connection {conn_id} in: {sentence}", _NOT_READ,
-        "Disconnect and connect again; ask your Criteo admin whether the permission still exists."),
+        "If that does not help, disconnect and connect again; ask your Criteo admin whether the permission still "
+        "exists."),
     "not-consented": Kind(_F, Scope.CONNECTION, "Nobody has connected {conn_id} to Criteo yet.", _NOT_READ,
         "Press Connect Criteo on the Accounts page, or run `airflow criteo accounts connect --conn-id {conn_id}`; "
         "then choose ad accounts."),
