@@ -50,7 +50,7 @@ mutations: $(INSTALLED) ## one-line mistakes in the ledger's logic, each of whic
 check: $(INSTALLED) ## style, types, floors, spelling, Dockerfile
 	ruff check && ruff format --check && mypy && lint-imports && codespell && hadolint Dockerfile
 
-bench: $(INSTALLED) ## how fast, beside what one would write instead; B=--quick takes under a minute
+bench: $(INSTALLED) ## how fast, beside what one would write instead; B=--quick takes under a minute, B='--parts paced' repeats a part
 	@.venv/bin/python -m bench $(B)
 
 lock: $(INSTALLED) ## pin the dependencies named in pyproject.toml (U=--upgrade takes the newest)

@@ -2,6 +2,7 @@
 
 python -m bench            the full run: as long as it needs, on a quiet machine
 python -m bench --quick    under a minute: small crowds, nothing paced; written nowhere but to the JSON
+python -m bench --parts paced airflow       only these, merged into what the JSON and the page say of the others
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import parts, report
@@ -21,37 +24,76 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and report; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="small crowds, nothing paced: under a minute")
-    parser.add_argument("--engines", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
-    parser.add_argument("--airflow", action="store_true", help="also through the real operator in `airflow standalone`")
-    parser.add_argument("--json", type=Path, default=PROJECT / "var" / "bench.json", help="where the JSON goes")
-    parser.add_argument("--place", type=Path, help="a folder to work in (default: a temporary one)")
-    args = parser.parse_args(argv)
-    here, rows = machine(), []
+    args = _parser().parse_args(argv)
+    kept = report.Report(args.quick)
+    if args.parts and args.json.exists():
+        known = report.from_json(args.json.read_text())
+        kept = known if known.quick == args.quick else kept
+    chosen = args.parts or (parts.QUICK_PARTS if args.quick else (*parts.PARTS, parts.AIRFLOW))
+    here, failed = machine(), []
     place = Path(tempfile.mkdtemp(prefix="criteo-bench-", dir=args.place))
     # Workers and sandbox are processes of their own and have to find the same packages.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)])
     try:
-        sizes = parts.QUICK if args.quick else parts.FULL
-        say("Making people ...")
-        parts.prepare(place, sizes)
-        for name in args.engines:
-            with parts.engine_of(name, place) as engine:
-                for row in parts.measure(engine, _folder(place, name), sizes):
-                    rows.append(row)
-                    say(f"  {row.engine:10}  {row.part}: {row.what}: {row.value:,.2f} {row.unit}")
-        if args.airflow:
-            from bench.airflow_run import in_airflow
-
-            for row in in_airflow(place, quick=args.quick):
-                rows.append(row)
-                say(f"  {row.engine:10}  {row.part}: {row.what}: {row.value:,.2f} {row.unit}")
+        for part, engine, rows in _measurements(place, chosen, args.engines, quick=args.quick):
+            try:
+                told = [_told(row) for row in rows]
+            except Exception:
+                # The other parts are worth having all the same, and this one can be repeated.
+                traceback.print_exc()
+                failed.append(part)
+                continue
+            kept = kept.with_part(here, (part, engine), told)
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(report.as_json(kept))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    _keep(args.json, here, rows, quick=args.quick)
-    return 0
+    text = report.as_text(kept)
+    print(text)
+    print(f"The same as JSON: {args.json}")
+    if not args.quick:
+        report.write_page(PROJECT / "docs" / "benchmarks.md", text)
+    if failed:
+        again = " ".join(dict.fromkeys(failed))
+        print(f"These parts have failed (see above); repeat them with: make bench B='--parts {again}'", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="small crowds, nothing paced: under a minute")
+    others = "figures of others stay as they are (default: all; with --quick, what needs neither pace nor Airflow)"
+    parser.add_argument("--parts", nargs="+", choices=(*parts.PARTS, parts.AIRFLOW), help=f"only these; {others}")
+    parser.add_argument("--engines", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
+    parser.add_argument("--json", type=Path, default=PROJECT / "var" / "bench.json", help="where the JSON goes")
+    parser.add_argument("--place", type=Path, help="a folder to work in (default: a temporary one)")
+    return parser
+
+
+def _measurements(
+    place: Path, chosen: Sequence[str], engines: Sequence[str], *, quick: bool
+) -> Iterator[tuple[str, str, Iterator[Row]]]:
+    """Yield each part on each engine with its rows, which are measured while they are taken."""
+    sizes = parts.QUICK if quick else parts.FULL
+    if "unpaced" in chosen:
+        say("Making people ...")
+        parts.prepare(place, sizes)
+    here = [part for part in parts.PARTS if part in chosen]
+    for name in engines if here else ():
+        with parts.engine_of(name, place) as engine:
+            folder = _folder(place, name)
+            for part in here:
+                yield part, name, parts.measure(part, engine, folder, sizes)
+    if parts.AIRFLOW in chosen:
+        from bench.airflow_run import in_airflow
+
+        yield parts.AIRFLOW, "sqlite", in_airflow(place, quick=quick)
+
+
+def _told(row: Row) -> Row:
+    say(f"  {row.engine:10}  {row.part}: {row.what}: {row.value:,.2f} {row.unit}")
+    return row
 
 
 def _folder(place: Path, engine: str) -> Path:
@@ -61,16 +103,6 @@ def _folder(place: Path, engine: str) -> Path:
     for shared in ("shop.db", "parquet"):
         (folder / shared).symlink_to(place / shared)
     return folder
-
-
-def _keep(path: Path, here: dict[str, object], rows: list[Row], *, quick: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.as_json(here, rows, quick=quick))
-    text = report.as_text(here, rows)
-    print(text)
-    print(f"The same as JSON: {path}")
-    if not quick:
-        report.write_page(PROJECT / "docs" / "benchmarks.md", text)
 
 
 def say(line: str) -> None:

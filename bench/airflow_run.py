@@ -38,7 +38,7 @@ class BenchAirflow(LocalAirflow):
 
 def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
     """Measure in an Airflow of its own; quick: seconds instead of minutes, thousands instead of millions."""
-    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 300.0, 120.0)
+    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 240.0, 120.0)
     backfill = 300_000 if quick else 10 * MILLION
     fill(place / "fresh.db", 1)
     fill(place / "backlog.db", backlog)
@@ -52,7 +52,7 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
     ):
         _wait_for(sandbox, "fresh 1", 1)
         yield from _idle(airflow, idle_s)
-        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=5.0, for_s=idle_s)
+        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=4.0, for_s=streaming_s)
         yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=0.1, for_s=streaming_s)
         write_canvas(include, "backlog", connection="backlog_shop")
         yield from _throughput(airflow, sandbox, backlog)
@@ -132,12 +132,15 @@ def _commit_rows(shop: Path, every_s: float, for_s: float) -> list[float]:
 def _idle(airflow: BenchAirflow, for_s: float, what: str = "") -> Iterator[Row]:
     """Wait until nothing runs, then see what waiting costs."""
     time.sleep(15.0)
-    runs_before, bytes_before, cpu_before = _dag_runs(airflow), _metadata_bytes(airflow), cpu_of(_root())
+    runs_before, rows_before = _dag_runs(airflow), _metadata_rows(airflow)
+    bytes_before, cpu_before = _metadata_bytes(airflow), cpu_of(_root())
     time.sleep(for_s)
     cores = 100 * (cpu_of(_root()) - cpu_before) / for_s
     yield Row("airflow", f"{what}idle: all of Airflow and the sandbox", ENGINE, cores, "% of one core")
     runs = (_dag_runs(airflow) - runs_before) * DAY_S / for_s
     yield Row("airflow", f"{what}idle: DAG runs a day", ENGINE, runs, "runs")
+    rows = (_metadata_rows(airflow) - rows_before) * DAY_S / for_s
+    yield Row("airflow", f"{what}idle: metadata rows a day", ENGINE, rows, "rows")
     grown_mb = (_metadata_bytes(airflow) - bytes_before) / 1e6 * DAY_S / for_s
     yield Row("airflow", f"{what}idle: metadata database grows a day", ENGINE, grown_mb, "MB")
 
@@ -146,6 +149,14 @@ def _dag_runs(airflow: BenchAirflow) -> int:
     with closing(sqlite3.connect(f"file:{airflow.home / 'airflow.db'}?mode=ro", uri=True, timeout=30)) as metadata:
         (runs,) = metadata.execute("SELECT count(*) FROM dag_run").fetchone()
     return int(runs)
+
+
+def _metadata_rows(airflow: BenchAirflow) -> int:
+    """Rows of all tables together."""
+    with closing(sqlite3.connect(f"file:{airflow.home / 'airflow.db'}?mode=ro", uri=True, timeout=30)) as metadata:
+        tables = metadata.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        counts = [metadata.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables]  # noqa: S608
+    return sum(counts)
 
 
 def _metadata_bytes(airflow: BenchAirflow) -> int:

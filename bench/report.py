@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from bench.measure import Row
 
@@ -20,17 +22,53 @@ PARTS = {
 BEGIN, END = "<!-- measured: begin (make bench writes this) -->", "<!-- measured: end -->"
 
 
-def as_json(machine: dict[str, Any], rows: Sequence[Row], *, quick: bool) -> str:
-    """Return machine and rows as JSON."""
-    return json.dumps({"machine": machine, "quick": quick, "rows": [asdict(row) for row in rows]}, indent=1)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where and when some parts were measured, each on an engine."""
+
+    machine: dict[str, Any]
+    measured: tuple[tuple[str, str], ...] = ()
 
 
-def as_text(machine: dict[str, Any], rows: Sequence[Row]) -> str:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was measured, by one run or by several of which each has measured what the others have not."""
+
+    quick: bool
+    runs: tuple[Run, ...] = ()
+    rows: tuple[Row, ...] = ()
+
+    def with_part(self, machine: dict[str, Any], measured: tuple[str, str], rows: Sequence[Row]) -> Report:
+        """Return this report with a part measured by the run on ``machine``, in place of what it said before."""
+        fresh = {(row.part, row.what, row.engine): row for row in rows}
+        kept = [fresh.pop((row.part, row.what, row.engine), row) for row in self.rows]
+        runs = [Run(run.machine, tuple(one for one in run.measured if one != measured)) for run in self.runs]
+        if not runs or runs[-1].machine != machine:
+            runs.append(Run(machine))
+        runs[-1] = Run(machine, (*runs[-1].measured, measured))
+        return Report(self.quick, tuple(run for run in runs if run.measured), (*kept, *fresh.values()))
+
+
+def as_json(report: Report) -> str:
+    """Return a report as JSON."""
+    return json.dumps(asdict(report), indent=1)
+
+
+def from_json(text: str) -> Report:
+    """Read what ``as_json`` has written."""
+    return msgspec.json.decode(text, type=Report)
+
+
+def as_text(report: Report) -> str:
     """Return the report for people: a Markdown table a part, engines side by side."""
-    lines = [
-        f"Measured {machine['date']} on {machine['cpus']} x {machine['cpu']}, {machine['memory_gb']} GB, "
-        f"{machine['system']}, Python {machine['python']}; load before: {machine['load_before']}.",
-    ]
+    rows, lines = report.rows, []
+    for run in report.runs:
+        machine = run.machine
+        parts = f" ({', '.join(dict.fromkeys(part for part, _ in run.measured))})" if len(report.runs) > 1 else ""
+        lines.append(
+            f"Measured {machine['date']} on {machine['cpus']} x {machine['cpu']}, {machine['memory_gb']} GB, "
+            f"{machine['system']}, Python {machine['python']}; load before: {machine['load_before']}{parts}.",
+        )
     for part, title in PARTS.items():
         of_part = [row for row in rows if row.part == part]
         if of_part:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as bench
-from bench import parts, report
+from bench import drains, parts, report
 from bench.measure import Row
 from bench.stages import STAGES
 
@@ -27,7 +28,7 @@ def test_a_quick_run_has_every_row(
     (tmp_path / "work").mkdir()
     assert bench.main(["--quick", "--json", str(tmp_path / "bench.json"), "--place", str(tmp_path / "work")]) == 0
     told = json.loads((tmp_path / "bench.json").read_text())
-    assert set(told["machine"]) == set(MACHINE)
+    assert [set(run["machine"]) for run in told["runs"]] == [set(MACHINE)]
     found = {(row["engine"], row["part"], row["what"]) for row in told["rows"]}
     for engine in ("sqlite", "postgresql"):
         assert {(engine, "stages", stage) for stage in STAGES} <= found
@@ -45,12 +46,12 @@ def test_a_quick_run_has_every_row(
 
 def test_the_report_says_where_and_when(tmp_path: Path) -> None:
     """Machine and date stand above the tables; engines stand side by side, a missing one empty."""
-    rows = [
+    rows = (
         Row("stages", "seal", "sqlite", 0.201, "CPU s per million"),
         Row("stages", "seal", "postgresql", 0.5, "CPU s per million"),
         Row("yardsticks", "this product", "sqlite", 500_000.4, "users/s", "", 12.34),
-    ]
-    text = report.as_text(MACHINE, rows)
+    )
+    text = report.as_text(report.Report(False, (report.Run(MACHINE),), rows))
     assert text.startswith("Measured 2026-01-01 on 2 x CPU, 4 GB")
     assert "| seal | 0.20 | 0.50 | CPU s per million |" in text
     assert "| this product | 500,000 = 12.3x | users/s |" in text
@@ -58,6 +59,47 @@ def test_the_report_says_where_and_when(tmp_path: Path) -> None:
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     report.write_page(page, text)
     assert page.read_text() == f"before\n{report.BEGIN}\n{text}{report.END}\nafter\n"
+
+
+def test_a_part_measured_again_takes_the_place_of_its_figures() -> None:
+    """Figures of other parts stay, and the report says which machine and day each part is from."""
+    later = {**MACHINE, "date": "2026-02-02"}
+    first = report.Report(False)
+    first = first.with_part(MACHINE, ("stages", "sqlite"), [Row("stages", "seal", "sqlite", 1.0, "s")])
+    first = first.with_part(MACHINE, ("paced", "sqlite"), [Row("end to end", "used", "sqlite", 50.0, "%")])
+    both = report.from_json(report.as_json(first)).with_part(
+        later, ("paced", "sqlite"), [Row("end to end", "used", "sqlite", 99.0, "%")]
+    )
+    assert [(row.what, row.value) for row in both.rows] == [("seal", 1.0), ("used", 99.0)]
+    assert [run.measured for run in both.runs] == [(("stages", "sqlite"),), (("paced", "sqlite"),)]
+    text = report.as_text(both)
+    assert "Measured 2026-01-01" in text
+    assert "load before: 0 (paced)." in text
+
+
+def test_a_part_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured is kept, the exit code and the last line say what to repeat."""
+
+    def measured(part: str, *_: object) -> Iterator[Row]:
+        yield Row(part, "one", "sqlite", 1.0, "s")
+        if part == "stages":
+            raise RuntimeError("no room left")
+
+    monkeypatch.setattr(parts, "measure", measured)
+    kept = tmp_path / "bench.json"
+    chosen = ["--quick", "--engines", "sqlite", "--json", str(kept), "--place", str(tmp_path)]
+    assert bench.main([*chosen, "--parts", "stages", "growth"]) == 1
+    assert [row.part for row in report.from_json(kept.read_text()).rows] == ["growth"]
+    assert "--parts stages'" in capsys.readouterr().err
+
+
+def test_the_last_requests_do_not_count_as_slots_left_unused() -> None:
+    """Ninety-five requests a quarter of a second apart, and five for which there was no work in time."""
+    arrivals_s = tuple(0.25 * number for number in range(95)) + tuple(60.0 + number for number in range(5))
+    done = drains.Drained(1, 1, 1.0, arrivals_s, (), 0.0, 0.0, 0)
+    assert done.requests_per_min == 240
 
 
 def test_a_page_without_its_marks_is_not_touched(tmp_path: Path) -> None:
