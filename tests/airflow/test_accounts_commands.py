@@ -81,7 +81,10 @@ def test_from_nothing_to_connected(airflow: Airflow, person: Consent, sandbox: S
     assert "airflow criteo accounts choose --conn-id criteo_default 1001" in said
     code, said = airflow("accounts", "choose", "1001", "1002")
     assert code == 0, said
-    assert {row["ad_account"]: row["state"] for row in rows(airflow)} == {"1001": "ok", "1002": "ok"}
+    listed = rows(airflow)
+    assert {row["ad_account"]: row["state"] for row in listed} == {"1001": "ok", "1002": "ok"}
+    assert {row["connected_by"] for row in listed} == {getpass.getuser()}
+    assert all(row[when].endswith(" UTC") for row in listed for when in ("connected", "last_check"))
     code, said = airflow("accounts", "choose", "1002")
     assert code == 0, said
     assert "Ad account 1001 is disconnected. These steps stop, their people stay pending: example / add." in said

@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from criteo_provider.cli.command import command, show
+from criteo_provider.cli.command import command, moment, show
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.criteo_api.consent import consent_url, new_request, read_redirect
 from criteo_provider.hooks.addresses import redirect_uri
@@ -163,6 +163,8 @@ def _line(row: ConnectionRow, account: AccountRow | None) -> dict[str, Any]:
         "what_to_do": "" if told.state == "ok" else told.sentence,
         "used_by": ", ".join(account.used_by) if account else "",
         "connected_by": row.by or "",
+        "connected": moment(row.at_us),
+        "last_check": moment(row.checked_us),
     }
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from criteo_provider.cli.command import command, show
+from criteo_provider.cli.command import command, moment, show
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.wiring.audiences import LAG
 
@@ -27,7 +26,7 @@ def audiences_list(args: Namespace) -> bool:
                 "criteo_id": row.criteo_id or "",
                 "origin": ("created here" if row.created_here else "found") if row.criteo_id else "",
                 "used_by": ", ".join(row.steps),
-                "last_request": _time(row.last_request_us),
+                "last_request": moment(row.last_request_us),
                 "state": row.state,
             }
             for row in house.audiences.rows()
@@ -70,7 +69,3 @@ def _size(size: Size) -> dict[str, str]:
         "match_rate": unknown if rate is None else f"{rate:.1f} %",
         "note": size.problem or LAG,
     }
-
-
-def _time(at_us: int | None) -> str:
-    return "" if at_us is None else f"{datetime.fromtimestamp(at_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"

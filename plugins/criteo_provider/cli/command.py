@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -48,3 +49,8 @@ def show(rows: Iterable[Mapping[str, Any]], output: str) -> None:
     as_is = output != "table"
     lines = [{name: value if as_is else escape(str(value)) for name, value in row.items()} for row in rows]
     AirflowConsole().print_as(lines, output=output)
+
+
+def moment(at_us: int | None) -> str:
+    """Write a moment of the ledger's clock for people; nothing where there was none."""
+    return "" if at_us is None else f"{datetime.fromtimestamp(at_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
