@@ -124,6 +124,17 @@ def test_requests_overlap_as_latency_asks(world: World) -> None:
     assert world.numbers("add") == (130_000, 130_000, 0, 0, 0)
 
 
+def test_bodies_in_flight_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the answers, no request is claimed once so many identifiers are away; later ones follow."""
+    monkeypatch.setattr("criteo_provider.flow.upload.MAX_IDENTIFIERS_IN_FLIGHT", 50_000)
+    enter_full_chunks(world, 5)
+    courier = Courier(accept, latency_s=0.5)
+    upload = run(world, courier, until=lambda: courier.sent == 5)
+    assert courier.most_away == 2
+    assert upload.done.accepted == 5
+    assert world.numbers("add") == (130_000, 130_000, 0, 0, 0)
+
+
 def test_each_identifier_goes_out_once_a_request(world: World) -> None:
     """Users who share an identifier are sent once and count as the users they are."""
     world.enter("vip", crowd([1, 1, 2]))

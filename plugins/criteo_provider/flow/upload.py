@@ -12,13 +12,15 @@ from typing import Any, Protocol
 
 from criteo_provider.core.errors import Busy, LostClaim
 from criteo_provider.core.identifiers import Form, distinct
-from criteo_provider.core.model import ClaimedPart, ClaimedRequest, Role
+from criteo_provider.core.model import MAX_IDENTIFIERS, ClaimedPart, ClaimedRequest, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Unavailable
 
 log = logging.getLogger(__name__)
 
 # 250 a minute at 12 s of latency: more in flight is no use at Criteo's limit.
 MAX_IN_FLIGHT = 64
+# About 70 bytes each in a body: 90 MB, and Criteo's limit at 6 s of latency. What is claimed next may go beyond, once.
+MAX_IDENTIFIERS_IN_FLIGHT = 26 * MAX_IDENTIFIERS
 # Below this the queue at the pacer is other people's turn; above it nothing is claimed, so nothing is held back.
 LONGEST_QUEUE_S = 5.0
 # How often an idle uploader looks for work.
@@ -95,9 +97,9 @@ class Upload:
     ) -> None:
         self._claim, self._ledger, self._slots, self._courier = claim, ledger, slots, courier
         self._now_us, self._role, self._request_timeout_s = now_us, role, request_timeout_s
-        self._room = threading.Semaphore(MAX_IN_FLIGHT)
         self._lock = threading.Lock()
-        self._in_flight = 0
+        self._room = threading.Condition(self._lock)
+        self._in_flight = self._identifiers = 0
         self.done = Uploaded()
 
     @property
@@ -122,21 +124,27 @@ class Upload:
 
     def _next(self) -> ClaimedRequest | None:
         """Claim what is next; it flies from before it is claimed, so that no moment is left to cut it off in."""
-        self._room.acquire()
-        with self._lock:
+        with self._room:
+            self._room.wait_for(self._has_room)
             self._in_flight += 1
         claimed = None
         try:
             claimed = self._claim(self._now_us())
         finally:
             if claimed is None:
-                self._made_room()
+                self._made_room(0)
+        with self._room:
+            self._identifiers += claimed.identifiers if claimed else 0
         return claimed
 
-    def _made_room(self) -> None:
-        with self._lock:
+    def _has_room(self) -> bool:
+        return self._in_flight < MAX_IN_FLIGHT and self._identifiers < MAX_IDENTIFIERS_IN_FLIGHT
+
+    def _made_room(self, identifiers: int) -> None:
+        with self._room:
             self._in_flight -= 1
-        self._room.release()
+            self._identifiers -= identifiers
+            self._room.notify()
 
     def _launch(
         self,
@@ -195,7 +203,7 @@ class Upload:
             # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
             log.exception("Request %d could not be settled; its people are sent again later.", claimed.request_id)
         finally:
-            self._made_room()
+            self._made_room(claimed.identifiers)
 
     def _values(self, claimed: ClaimedRequest) -> dict[str, bytes]:
         """Read the identifiers of a request, each once, packed per form."""
