@@ -62,6 +62,14 @@ def test_a_folder_of_files(deployment: Deployment, airflow: Airflow, kind: str) 
         assert f"today.{kind}, there is no column 'ads_tracking_enabled'; " in unreadable(airflow)
 
 
+def test_one_bad_file_among_good_ones(deployment: Deployment, airflow: Airflow) -> None:
+    """A small folder is looked at whole: a good file does not hide one that lacks a column."""
+    deployment.source(f"files: {{path: {deployment.place / 'people'}}}")
+    deployment.file("monday.csv", written("csv", WITHOUT_CONSENT))
+    deployment.file("tuesday.csv", written("csv", PERSON))
+    assert "monday.csv, there is no column 'ads_tracking_enabled'; " in unreadable(airflow)
+
+
 def test_a_folder_that_is_not_there(deployment: Deployment, airflow: Airflow) -> None:
     """A folder that was never made or is not mounted is a failure; an empty one waits for its first file."""
     deployment.source(f"files: {{path: {deployment.place / 'people'}}}")

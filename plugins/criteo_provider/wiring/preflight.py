@@ -318,6 +318,8 @@ class Preflight:
                 return
             with closing(source.pages(position, max_rows=_RECORDS, seen=seen)) as pages:  # type: ignore[type-var]
                 page = next(pages, None)
+                if of.entry.source.files:
+                    next(pages, None)  # files that cannot be read are told behind those that can
         except CriteoSyncError as error:
             yield found(unreadable, where, sentence=error)
             return
