@@ -7,9 +7,11 @@ from sqlalchemy import func, select
 
 from criteo_provider.core.batching import pack
 from criteo_provider.core.identifiers import Form, encode
-from criteo_provider.core.model import ClaimedRequest, Operation, Reason, Role, SealedPeople
+from criteo_provider.core.model import ClaimedRequest, Operation, Reason, Role, SealedPeople, Span
 from criteo_provider.core.outcome import Accepted, Refused, Unavailable
-from criteo_provider.store import earlier
+from criteo_provider.store import earlier, people_index
+from criteo_provider.store.schema import chunk, part
+from criteo_provider.store.schema_growth import people_segment
 from criteo_provider.store.schema_order import key_filter
 from tests.world import World, canvas, crowd, digest, step
 
@@ -197,3 +199,39 @@ def test_big_chunks_are_looked_through_by_filters_that_are_made_a_few_at_a_time(
     assert len(lists.members) == 5 * 300 - 1
     with world.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(key_filter)).scalar_one() == 5
+
+
+def test_the_index_of_people_finds_what_filters_find(
+    world: World, lists: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Indexed chunks are neither filtered nor read; newer ones are; every way gives the same, newest first."""
+    monkeypatch.setattr(people_index, "SEGMENT_PEOPLE", 600)
+    monkeypatch.setattr(people_index, "_SETTLED_US", -(10**16))
+    for number in range(5):
+        world.enter("in", people(*((f"user-{one}", number * 1000 + one, one) for one in range(number, number + 300))))
+        world.pass_time(1)
+    lists.drain()
+    world.enter("out", people(("user-2", 1, None), ("user-303", 2, None), ("nobody", 3, None)))
+    with world.engine.connect() as connection:
+        (out,) = connection.execute(select(chunk.c.id).where(chunk.c.canvas_id == "out")).scalars()
+        (audience_id,) = connection.execute(select(part.c.audience_id).distinct()).scalars()
+        asked = (connection, audience_id, out, (Span(0, 3),))
+        before = (world.now_us, 10**9)
+        filters: dict[int, bytes] = {}
+        by_filters = earlier.earlier_identifiers(*asked, before=before, filters=filters)
+        assert len(filters) == 5
+    while world.ledger.keeping.index_more():
+        pass
+    with world.engine.connect() as connection:
+        covered = connection.execute(select(func.max(people_segment.c.last_chunk))).scalar_one()
+        assert covered < out
+        asked = (connection, audience_id, out, (Span(0, 3),))
+        filters.clear()
+        by_index = earlier.earlier_identifiers(*asked, before=before, filters=filters)
+        assert filters.keys()
+        assert min(filters) > covered
+        assert by_index == by_filters
+        assert {form: {one: list(values) for one, values in found.items()} for form, found in by_index.items()} == {
+            form: {one: list(values) for one, values in found.items()} for form, found in by_filters.items()
+        }
+        assert [*by_index[EMAIL.value, None][0]] == [digest(2002), digest(1002), digest(2)]

@@ -151,6 +151,13 @@ def person_indexed(world: World) -> None:
     assert world.ledger.keeping.person("user-11", now_us=world.now_us)
 
 
+def chunks_of_few(world: World) -> None:
+    """Ask which indexed chunks the people of a removal were in before."""
+    with world.engine.connect() as connection:
+        _, upto = people_index.indexed_with(connection, people_index.USER_KEY, ["user-11", "nobody"])
+    assert upto > 0
+
+
 def tell_opt_out(world: World) -> None:
     """Keep a row of an opt-out feed."""
     hold = world.ledger.hold_cursor(FEED, "me", now_us=world.now_us, lease_s=30)
@@ -177,6 +184,7 @@ HOT: dict[str, Callable[[World], Any]] = {
     "alarms": lambda world: world.ledger.look_for_alarms(late_after_s=900, now_us=world.now_us),
     "anything to tell": lambda world: world.ledger.is_untold(),
     "person, indexed": person_indexed,
+    "chunks of few, indexed": chunks_of_few,
     "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
     "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),
 }

@@ -22,6 +22,7 @@ from criteo_provider.core.batching import FormKey
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import Operation, PartState, Span
 from criteo_provider.core.spans import from_ordinals, intersect, rank
+from criteo_provider.store import people_index
 from criteo_provider.store.intents import stored_of
 from criteo_provider.store.schema import chunk, part, step
 from criteo_provider.store.schema_order import earlier, key_filter
@@ -173,7 +174,22 @@ def _holders(
 def _candidates(
     connection: Connection, chunk_ids: Sequence[int], wanted: set[str], made: dict[int, bytes]
 ) -> Iterator[int]:
-    """Yield the chunks that may hold one of the wanted keys, and few others; an index of all keys fits in here."""
+    """Yield the chunks that may hold one of the wanted keys, and few others: by the index of people, then by filters.
+
+    A crowd is looked for by filters alone: the index would be read almost whole for it.
+    """
+    if len(wanted) <= FEW:
+        holders, indexed_upto = people_index.indexed_with(connection, people_index.USER_KEY, wanted)
+        yield from _behind(connection, [one for one in chunk_ids if one > indexed_upto], wanted, made)
+        yield from (one for one in chunk_ids if one <= indexed_upto and one in holders)
+    else:
+        yield from _behind(connection, chunk_ids, wanted, made)
+
+
+def _behind(
+    connection: Connection, chunk_ids: Sequence[int], wanted: set[str], made: dict[int, bytes]
+) -> Iterator[int]:
+    """Yield the chunks that may hold one of the wanted keys, by filters which are made where there are none."""
     hashes = {_hash(key) for key in wanted}
     ascending = sorted(hashes)
     few_keys = case((chunk.c.people <= SMALL, chunk.c.user_keys)).label("few_keys")

@@ -67,6 +67,15 @@ def chunks_with(connection: Connection, kind: str, names: Collection[Name]) -> d
     return found
 
 
+def indexed_with(connection: Connection, kind: str, names: Collection[Name]) -> tuple[set[int], int]:
+    """Return the indexed chunks that may hold any of the names, and the last chunk that is indexed; searches none."""
+    upto = _indexed_upto(connection)
+    found: dict[Name, set[int]] = {name: set() for name in names}
+    if found and upto:
+        _look_up(connection, kind, found)
+    return set().union(*found.values()), upto
+
+
 def make_segment(connection: Connection) -> Segment | None:
     """Read the next stretch of chunks that deserves a segment, and sort its names; None when there is none."""
     behind = _indexed_upto(connection)
