@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
@@ -19,7 +19,9 @@ from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
 from criteo_provider.store.schema import metadata
-from tests.simulator.oracle import PartRow, Place, Stored
+from criteo_provider.store.schema_opt_outs import opt_out_round
+from tests.simulator.oracle import PartRow, Place, Removal, Stored
+from tests.simulator.surroundings import FEED
 from tests.simulator.threads import START_US
 
 Plans = dict[str, tuple[StepPlan, ...]]
@@ -33,8 +35,18 @@ _METRICS = "SELECT step_id, metric, sum(value) FROM metric GROUP BY step_id, met
 _NEWEST = "SELECT step_id, chunk_id, id FROM stage WHERE chunk_id = (SELECT max(id) FROM chunk)"
 _OVERDUE = (
     "SELECT count(*) FROM part JOIN step ON step.id = part.step_id "
-    "WHERE part.state = 1 AND part.deadline_us <= {now} AND step.declared"
+    "WHERE part.state = 1 AND part.deadline_us <= {now} AND step.declared AND step.held_us IS NULL"
 )
+_REMOVALS = """
+SELECT stage.id, stage.chunk_id, step.id, step.canvas_id, step.name, chunk.user_keys
+FROM stage JOIN chunk ON chunk.id = stage.chunk_id JOIN step ON step.id = stage.step_id
+WHERE stage.id > {after} AND chunk.canvas_id LIKE 'opt_outs/%' ORDER BY stage.id
+"""
+_REMOVED = """
+SELECT part.audience_id, part.form, part.spans, part.intent_us, identifiers.packed
+FROM part JOIN identifiers ON identifiers.chunk_id = part.chunk_id AND identifiers.form = part.form
+WHERE part.stage_id = {stage} ORDER BY part.id
+"""
 _UNFINISHED = "SELECT EXISTS (SELECT 1 FROM part WHERE state <= 2)"
 _UNENTERED = "SELECT EXISTS (SELECT 1 FROM stage WHERE state = 0)"
 _DUE = """
@@ -130,6 +142,19 @@ class Database:
         """The stages of the newest chunk by step: chunk and stage."""
         return {step: (chunk, stage) for step, chunk, stage in self.rows(_NEWEST)}
 
+    def removals(self, after_stage: int) -> list[Removal]:
+        """The removals that opt-outs have led to behind a stage, each with the identifiers it takes out."""
+        return [
+            Removal(
+                stage, chunk, step, canvas_id, name, msgspec.json.decode(keys),
+                [
+                    (_places(stage, form, spans, None), decode(bytes(packed), Form(form)), audience, intent_us)
+                    for audience, form, spans, intent_us, packed in self.rows(_REMOVED.format(stage=stage))
+                ],
+            )
+            for stage, chunk, step, canvas_id, name, keys in self.rows(_REMOVALS.format(after=after_stage))
+        ]  # fmt: skip
+
     def overdue(self, now_us: int) -> int:
         """How many open parts are past their deadline."""
         return int(self.rows(_OVERDUE.format(now=now_us))[0][0])
@@ -180,6 +205,7 @@ class Database:
 
 def _launched(ledger: Ledger, declarations: Sequence[CanvasDeclaration]) -> Plans:
     plans = ledger.declare(declarations, now_us=START_US)
+    ledger.opt_outs.declare([FEED], now_us=START_US)
     for canvas_id in ledger.launches.unlaunched():
         ledger.launches.launched(canvas_id, "", "[]", now_us=START_US)
     return plans
@@ -243,12 +269,14 @@ class OnPostgres(Database):
     def __init__(self, url: str) -> None:
         super().__init__(open_engine(url, pool_size=2))
         upgrade(self.engine, now_us=START_US)
-        self._tables = ", ".join(table.name for table in metadata.sorted_tables if table.name != "origin")
+        kept = "origin", "opt_out_round"
+        self._tables = ", ".join(table.name for table in metadata.sorted_tables if table.name not in kept)
         self._reader = psycopg.connect(url.replace("+psycopg", ""), autocommit=True)
 
     def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
         with self.engine.begin() as connection:
             connection.execute(text(f"TRUNCATE {self._tables} RESTART IDENTITY CASCADE"))
+            connection.execute(update(opt_out_round).values(after_id=0, upto_id=0, after_chunk=0, upto_chunk=0))
         ledger = Ledger(self.engine)
         return ledger, _launched(ledger, declarations)
 

@@ -140,6 +140,37 @@ MUTATIONS = (
         "rows = drop_superseded(connection, rows, now_us=now_us)",
         "rows = list(rows)",
     ),
+    # rests, opt-outs and re-queues
+    Mutation(
+        "a paused step is sent",
+        "store/holding.py",
+        "return and_(step.c.declared, step.c.held_us.is_(None))",
+        "return and_(step.c.declared)",
+    ),
+    Mutation(
+        "a rest costs patience",
+        "store/holding.py",
+        ".values(deadline_us=part.c.deadline_us + rested_us)",
+        ".values(deadline_us=part.c.deadline_us - rested_us)",
+    ),
+    Mutation(
+        "who has opted out is sent",
+        "store/claim.py",
+        "rows = close_opted_out(connection, rows, now_us=now_us)",
+        "rows = list(rows)",
+    ),
+    Mutation(
+        "who was sent before opting out stays",
+        "store/withdraw.py",
+        "for chunk_id, people in sorted(stretch.withdrawn.items()):",
+        "for chunk_id, people in ():",
+    ),
+    Mutation(
+        "whoever is re-queued is out of patience",
+        "store/requeue.py",
+        "deadline_us=None,",
+        "deadline_us=now_us + 1,",
+    ),
     # narrowing
     Mutation(
         "a refused chunk is bad as a whole",

@@ -38,6 +38,8 @@ class Intent:
     may: set[str] = field(default_factory=set)  # ends it may have come to without an answer
     tried: bool = False  # whether a request with it was ever claimed
     clock_us: int | None = None  # when its patience began
+    deadline_us: int | None = None  # as the ledger had it last
+    requeued_us: int | None = None  # a person has just asked for whoever is given up to be tried again
     clock_of: int | None = None  # the request whose claim has begun it
     stood: PartState = PartState.WAITING  # as the ledger had it last
     set_back_us: int = 0  # how far the clock had been set back by the time the step was reached
@@ -59,6 +61,11 @@ class Step:
     name: str
     fields: Collection[str]
     declared: bool = True
+    paused: bool = False
+
+    @property
+    def at_work(self) -> bool:
+        return self.declared and not self.paused
 
 
 @dataclass
@@ -80,6 +87,8 @@ class Oracle:
         self.step_of: dict[int, int] = {}  # stage: step
         self.enters: dict[int, tuple[int, bool]] = {}  # stage: when its people reach the step, and whether they have
         self.steps: dict[int, Step] = {}
+        self.opt_outs: dict[str, list[tuple[int, int | None]]] = defaultdict(list)  # user key: from when, until when
+        self.sealed_us: dict[int, int] = {}  # stage: when its people entered
         self.is_last: dict[int, bool] = {}  # stage: whether its step was the last one
         self.live: dict[int, Live] = {}
         self.unsure: list[ClaimedRequest] = []  # their answers were lost: in flight until their leases end
@@ -107,6 +116,7 @@ class Oracle:
         for plan in plans if people else ():
             stage_id, enters_us = stages[plan.step_id], now_us + round(plan.delay_s * 1e6)
             self.people[stage_id], self.step_of[stage_id] = list(people.user_keys), plan.step_id
+            self.sealed_us[stage_id] = now_us
             self.enters[stage_id] = enters_us, not plan.delay_s
             self.is_last[stage_id] = plan.is_last
             for held in people.forms:
@@ -158,6 +168,41 @@ class Oracle:
         for intent in self.intents.values():
             if intent.step_id == step_id and intent.fate is None:
                 intent.may.add("dropped")
+
+    def requeued(self, canvas_id: str | None, now_us: int) -> None:
+        """A person has whoever is given up in a canvas (none: anywhere) tried again."""
+        for intent in self.intents.values():
+            if canvas_id in (None, self.steps[intent.step_id].canvas_id):
+                intent.requeued_us = now_us
+
+    def opted_out(self, user_key: str, *, taken_back: bool, now_us: int) -> None:
+        """Somebody has withdrawn consent, or given it anew: then whoever enters from now on may be sent."""
+        told = self.opt_outs[user_key]
+        is_out = bool(told) and told[-1][1] is None
+        if taken_back and is_out:
+            told[-1] = told[-1][0], now_us
+        elif not taken_back and not is_out:
+            told.append((now_us, None))
+
+    def removals_sealed(self, removal: Removal, now_us: int, patience_us: int) -> None:
+        """Whoever was sent before opting out is to be taken out again: that is an intent like any other."""
+        stage_id, step_id = removal.stage_id, removal.step_id
+        fields = {Form(places[0][1]).field for places, *_ in removal.identifiers}
+        known = self.steps.setdefault(step_id, Step(removal.canvas_id, removal.step_name, set()))
+        known.fields = {*known.fields, *fields}
+        self.people[stage_id], self.step_of[stage_id] = removal.user_keys, step_id
+        self.sealed_us[stage_id], self.enters[stage_id], self.is_last[stage_id] = now_us, (now_us, True), True
+        for places, values, audience_id, intent_us in removal.identifiers:
+            for place, value in zip(places, values, strict=True):
+                made = Intent(
+                    place, step_id, audience_id, Operation.REMOVE, value, len(self.intents), intent_us, now_us,
+                    patience_us, set_back_us=self.set_back_us,
+                )  # fmt: skip
+                rivals = self.rivals[audience_id, place[1], value]
+                if not any(self._is_out(one) and self._is_of_one_user(one, made) for one in rivals):
+                    self.broken.append(f"{place} takes out somebody who has not opted out.")
+                self.intents[place] = made
+                rivals.append(made)
 
     def looked_back(self, earlier: dict[Place, bytes]) -> None:
         """Removals have found what their people were added under before: those are intents of theirs, too."""
@@ -279,7 +324,9 @@ class Oracle:
     def _stands(self, intent: Intent, row: PartRow, now_us: int) -> None:
         """Whether an identifier may be where the ledger has it."""
         before, intent.stood = intent.stood, row.state
+        self._tried_anew(intent, before, row)
         revived = before is PartState.ERRORED and self.set_back_us and (row.deadline_us or 0) > now_us
+        revived = revived or (before is PartState.ERRORED and intent.clock_us is None)
         if before in FINAL and row.state is not before and not revived:
             self.broken.append(f"{intent.place} was {before.name} for good and is {row.state.name}.")
         if not self._allows(intent, row):
@@ -289,6 +336,17 @@ class Oracle:
             )
         if row.state in (PartState.OPEN, PartState.CLAIMED):
             self._patient(intent, row)
+
+    def _tried_anew(self, intent: Intent, before: PartState, row: PartRow) -> None:
+        """Whoever was given up and is asked for again has all the patience there is, from then on."""
+        asked_us, intent.requeued_us = intent.requeued_us, None
+        deadline_us, intent.deadline_us = intent.deadline_us, row.deadline_us
+        if asked_us is None or row.state is PartState.ERRORED:
+            return
+        is_late = before is PartState.OPEN and deadline_us is not None and deadline_us <= asked_us
+        if before is PartState.ERRORED or (is_late and self.steps[intent.step_id].at_work):
+            intent.clock_us = intent.clock_of = None
+            intent.reached_us, intent.set_back_us = asked_us, self.set_back_us
 
     def _allows(self, intent: Intent, row: PartRow) -> bool:
         match row.state:
@@ -311,6 +369,8 @@ class Oracle:
     def _closed_by(self, intent: Intent, reason: str) -> bool:
         if "superseded" in reason:
             return any(self._overtakes(rival, intent) for rival in self._same(intent))
+        if "consent" in reason:
+            return intent.operation is Operation.ADD and self._is_out(intent)
         return ("field" if "field" in reason else "dropped") in intent.may
 
     def _patient(self, intent: Intent, row: PartRow) -> None:
@@ -334,7 +394,8 @@ class Oracle:
         complaints = {
             "somebody settled": intent.fate is not None,
             "somebody who has not reached the step": intent.reached_us is None,
-            "a step no file declares": not step.declared,
+            "a step that rests": not step.at_work,
+            "somebody who has opted out": intent.operation is Operation.ADD and self._is_out(intent),
             "a field no longer chosen": not intent.place[3] and Form(intent.form).field not in step.fields,
             "into another audience": intent.audience_id != claimed.audience_id,
             "the other way round": intent.operation is not claimed.operation,
@@ -404,15 +465,24 @@ class Oracle:
         """When all is well again: everybody is settled, and each list is the fold of all intents."""
         for (audience_id, form, value), intents in self.rivals.items():
             there = (form, value) in lists.get(audience_id, set())
-            reached = sorted((one for one in intents if one.reached_us is not None), key=lambda one: one.order)
+            reached = sorted(
+                (one for one in intents if one.reached_us is not None and not self._is_held_back(one)),
+                key=lambda one: one.order,
+            )
             if any(one.stood not in FINAL for one in intents):
                 yield f"Somebody of audience {audience_id} is still pending: {[one.place for one in intents]}."
             wanted = [one for one in reached if not one.may & {"field", "dropped"} or one.fate is not None]
-            if wanted and wanted == reached[-len(wanted) :]:
+            # What somebody has overtaken who then opted out was not sent, and nobody has come in its place.
+            held_back = filter(self._is_held_back, intents)
+            overtaken = wanted and any(self._overtakes(one, wanted[-1]) for one in held_back)
+            if wanted and wanted == reached[-len(wanted) :] and not overtaken:
                 yield from self._last_wins(wanted[-1], there=there)
             if there and not any(one.operation is Operation.ADD and one.tried for one in intents):
                 yield f"Audience {audience_id} holds somebody nobody has sent."
-
+            adds = [one for one in intents if one.operation is Operation.ADD and one.tried]
+            given_up = any(one.operation is Operation.REMOVE and one.stood is PartState.ERRORED for one in intents)
+            if there and not given_up and all(map(self._is_out, adds)):
+                yield f"Audience {audience_id} holds somebody who has opted out: {[one.place for one in adds]}."
         yield from self._left_behind(lists)
 
     def _left_behind(self, lists: dict[int, set[tuple[str, bytes]]]) -> Iterator[str]:
@@ -447,8 +517,23 @@ class Oracle:
     def _of_person(self, stage_id: int, ordinal: int) -> list[Intent]:
         return [one for one in self._of_stage(stage_id) if one.place[2] == ordinal and not one.place[3]]
 
+    def _user_key(self, intent: Intent) -> str:
+        return self.people[intent.place[0]][intent.place[2]]
+
+    def _is_of_one_user(self, one: Intent, other: Intent) -> bool:
+        return self._user_key(one) == self._user_key(other)
+
+    def _is_out(self, intent: Intent) -> bool:
+        """Whether somebody has opted out, and had not taken that back before entering."""
+        sealed_us = self.sealed_us[intent.place[0]]
+        return any(until_us is None or until_us > sealed_us for _, until_us in self.opt_outs[self._user_key(intent)])
+
+    def _is_held_back(self, intent: Intent) -> bool:
+        """Whether an opt-out came before anything else: that is nobody's last word on a list."""
+        return intent.operation is Operation.ADD and intent.stood is PartState.CLOSED and self._is_out(intent)
+
     def _takes_out(self, removal: Intent, add: Intent) -> bool:
-        same_user = self.people[add.place[0]][add.place[2]] == self.people[removal.place[0]][removal.place[2]]
+        same_user = self._is_of_one_user(removal, add)
         before = add.operation is Operation.ADD and add.order < removal.order
         return same_user and before and add.audience_id == removal.audience_id and add.fate is not PartState.REFUSED
 
@@ -462,6 +547,19 @@ class Oracle:
     def _overtakes(rival: Intent, intent: Intent) -> bool:
         opposite = rival.operation is not intent.operation
         return opposite and rival.reached_us is not None and rival.order > intent.order
+
+
+@dataclass(frozen=True)
+class Removal:
+    """People of one chunk who are to leave one audience for they have opted out."""
+
+    stage_id: int
+    chunk_id: int
+    step_id: int
+    canvas_id: str
+    step_name: str
+    user_keys: list[str]
+    identifiers: list[tuple[list[Place], list[bytes], int, int]]  # places, values, audience, moment of the intent
 
 
 @dataclass(frozen=True)

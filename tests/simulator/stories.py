@@ -18,7 +18,11 @@ WHILES = (0.000001, 1, 7, 31, 41, 61, 101, 131, 700, 3601, 6 * 3600, 12.9 * 3600
 DATABASE = ("busy", "disk full", "serialization", "answer lost")
 FIRST_SHAPES = ("slow", "lost after", "lost before", "503", "429 named")
 # What a story may be about; each has a few of these, so that rare things meet.
-FAULTS = ("answers", "slow", "weather", "kills", "freezes", "database", "edits", "jumps", "patience")
+FAULTS = (
+    "answers", "slow", "weather", "kills", "freezes", "database", "edits", "jumps", "patience", "opt-outs", "pauses",
+    "re-queues",
+)  # fmt: skip
+STEPS = ("add", "remove", "join", "leave")
 
 
 def story_of(seed: int) -> list[Event]:
@@ -95,9 +99,17 @@ class _Teller:
                 add(("weather", chance.choice((*WEATHERS, None))))
             if "edits" in self.faults and chance.random() < 0.3:
                 self._edit()
+            if "pauses" in self.faults and chance.random() < 0.5:
+                add(("pause", *chance.sample(STEPS, chance.randint(0, 2))))
             if chance.random() < 0.4:
                 self._arrivals()
+            if "opt-outs" in self.faults and chance.random() < 0.4:
+                self._opt_outs()
             self._work()
+            if "opt-outs" in self.faults and chance.random() < 0.6:
+                self._opt_outs()
+            if "re-queues" in self.faults and chance.random() < 0.6:
+                self._given_up()
             if chance.random() < 0.6:
                 add(("pass", chance.choice(WHILES[-4:] if "patience" in self.faults else WHILES[:-3])))
             if "jumps" in self.faults and chance.random() < 0.2:
@@ -148,6 +160,32 @@ class _Teller:
             self.story.append(("run", chance.randrange(4)))
         else:
             self.story += [("step", chance.randrange(6)) for _ in range(chance.randint(1, 9))]
+
+    def _opt_outs(self) -> None:
+        """Some people withdraw consent or give it anew, and a process reads so and takes out whom that is about."""
+        chance, add = self.chance, self.story.append
+        add(("asked", chance.random() < 0.25, *chance.sample(range(10), chance.randint(1, 3))))
+        for work in ("withdraw", "follow"):
+            if chance.random() < 0.7:
+                add((work, chance.choice("abc")))
+                if "database" in self.faults and chance.random() < 0.3:
+                    add(("database", chance.choice(DATABASE)))
+                self._on()
+
+    def _given_up(self) -> None:
+        """Criteo is out of reach for longer than anybody's patience; somebody asks for those people again."""
+        chance, add = self.chance, self.story.append
+        add(("weather", chance.choice(("401", "403", "503", "gone", "revoked"))))
+        for work in ("resolve", "upload", "keep"):
+            add((work, chance.choice("ab")))
+            add(("run", 0))
+        add(("pass", chance.choice(WHILES[-3:])))
+        if chance.random() < 0.7:
+            add(("keep", "c"))
+            self._on()
+        if chance.random() < 0.6:
+            add(("weather", None))
+        add(("requeue", chance.choice((None, *CANVASES))))
 
     def _edit(self) -> None:
         chance, add = self.chance, self.story.append

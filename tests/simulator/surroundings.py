@@ -4,17 +4,20 @@ threads of their own, and each parks before it does anything."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 from criteo_provider.core import pacing
+from criteo_provider.core.consent import FEED_PREFIX, FeedDeclaration
+from criteo_provider.core.eligibility import compile as rule_of
 from criteo_provider.core.identifiers import Form, decode
 from criteo_provider.core.model import CanvasDeclaration, ClaimedRequest, Operation
 from criteo_provider.core.outcome import AccessLost, Outcome
 from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.flow.withdraw import FeedPlan
 from tests.simulator.criteo import CLIENT_GIVES_UP_S, Letter, Values
 from tests.simulator.threads import Process, Schedule
 from tests.world import canvas, step
@@ -58,6 +61,7 @@ class Files:
     audience: str = "Shoppers"
     removes: bool = True
     leaves: bool = True
+    paused: tuple[str, ...] = ()
 
     def canvases(self) -> list[CanvasDeclaration]:
         both = ("email", "madid")
@@ -67,14 +71,19 @@ class Files:
         made = [canvas("in", step("add", fields=self.fields, audience=self.audience)), canvas("tour", *tour)]
         if self.removes:
             made.append(canvas("out", step("remove", Operation.REMOVE, fields=both)))
-        return made
+        return [
+            replace(one, steps=tuple(replace(held, paused=held.name in self.paused) for held in one.steps))
+            for one in made
+        ]
 
 
 DECLARED = Files().canvases()
+FEED = FeedDeclaration(f"{FEED_PREFIX}asked", "Asked", "privacy-team", 13 * HOUR_S, "feed", None)
+FEED_PLAN = FeedPlan(FEED.feed_id, "person", (), rule_of({"back": True}))
 
 
 class Rows:
-    """The source of one canvas: rows that are never taken back, read in small pages."""
+    """The source of one canvas or feed: rows that are never taken back, read in small pages."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

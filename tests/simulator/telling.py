@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -17,12 +17,15 @@ from criteo_provider.core.outcome import Outcome, Trouble, outcome_of, outcome_o
 from criteo_provider.flow.enter import Enter, EntryPlan, FieldColumn
 from criteo_provider.flow.resolve import resolve_audiences
 from criteo_provider.flow.upload import Upload
+from criteo_provider.flow.withdraw import Withdraw
 from criteo_provider.store.claim import ClaimTerms
 from tests.simulator.criteo import WIRE_S, Criteo, Letter
 from tests.simulator.databases import Database, DatabaseTrouble
-from tests.simulator.oracle import AD_ACCOUNT, CONNECTION, Oracle, Step, status_of
+from tests.simulator.oracle import AD_ACCOUNT, CONNECTION, Oracle, Step, Stored, status_of
 from tests.simulator.surroundings import (
     DECLARED,
+    FEED,
+    FEED_PLAN,
     HOUR_S,
     INVALID,
     LIMIT,
@@ -71,6 +74,7 @@ class Telling:
         self.files = Files()
         self.ledger, self.plans = self.database.empty_ledger(DECLARED)
         self.rows = {name: Rows() for name in ("in", "out", "tour")}
+        self.feed, self.feed_read = Rows(), 0
         self.processes: dict[str, Process] = {}
         self.lives: Counter[str] = Counter()
         self.next_trouble: str | None = None
@@ -117,6 +121,28 @@ class Telling:
             port: Any = Port(self, process)
             enter = Enter(plan, self.rows[canvas_id], port, lambda: self.schedule.now_us, process.name)
             self._start(process, enter.tick, Event(self.schedule))
+
+    def _asked(self, back: bool, *people: int) -> None:
+        """People withdraw consent, or give it anew."""
+        self.feed.rows += [{"person": row_of(number)["person"], "back": back} for number in people]
+
+    def _withdraw(self, name: str) -> None:
+        """A process begins to read who has withdrawn consent."""
+        process = self._process(name)
+        port: Any = Port(self, process)
+        withdraw = Withdraw(FEED_PLAN, self.feed, port, port, lambda: self.schedule.now_us, process.name)
+        self._start(process, withdraw.tick, Event(self.schedule))
+
+    def _follow(self, name: str) -> None:
+        """A process takes out whoever was sent before withdrawing consent."""
+        process = self._process(name)
+        port: Any = Port(self, process)
+
+        def follow() -> None:
+            while port.follow(now_us=self.schedule.now_us):
+                pass
+
+        self._start(process, follow)
 
     def _upload(self, name: str) -> None:
         """A process begins to send what is due, until that is nothing."""
@@ -213,6 +239,29 @@ class Telling:
         self.files = Files(tuple(fields), audience, removes, leaves)
         self._declare()
 
+    def _pause(self, *steps: str) -> None:
+        """Somebody pauses these steps in the canvas files, and no others."""
+        self.files = replace(self.files, paused=steps)
+        self._declare()
+
+    def _requeue(self, canvas_id: str | None = None) -> None:
+        """A person has whoever is Errored tried again: as many as read as Errored, and none is left."""
+        self.touched, now_us = True, self.schedule.now_us
+        errored = self._errored(canvas_id)
+        self.oracle.requeued(canvas_id, now_us)
+        back = self.ledger.requeues.requeue(canvas_id, None, who="somebody", why="a story", now_us=now_us)
+        if (back, self._errored(canvas_id)) != (errored, 0):
+            self._break(f"Of {errored} people given up, {back} were re-queued, {self._errored(canvas_id)} were not.")
+
+    def _errored(self, canvas_id: str | None) -> int:
+        told = self._told(self.database.stored(self.stage_of))
+        steps = self.oracle.steps
+        return sum(
+            people
+            for (step_id, status), people in told.items()
+            if status == "Errored" and canvas_id in (None, steps[step_id].canvas_id)
+        )
+
     def _drop(self) -> None:
         """A person gives up who is held in steps no file declares."""
         self.touched = True
@@ -229,7 +278,8 @@ class Telling:
         self.touched = self.touched or verb not in MOVE_NOBODY
         try:
             with self.database.in_trouble(trouble):
-                done = getattr(self.ledger, verb)(*words, **named)
+                room = self.ledger if hasattr(self.ledger, verb) else self.ledger.opt_outs
+                done = getattr(room, verb)(*words, **named)
         except LostClaim:
             raise
         except Exception as error:
@@ -248,6 +298,8 @@ class Telling:
         """A request leaves."""
         now_us = self.schedule.real_us
         self.criteo.post(letter)
+        if self.schedule.now_us + WIRE_S * 1e6 >= letter.claimed.lease_until_us:
+            self._break("A request went out whose lease may end while it is under way.")
         # Who stood in a slot when the hold began may use it for as long as a slot lasts.
         if self.pacer.held_us + LIMIT.margin_us < now_us < self.pacer.hold_until_us:
             self._break("A request went out while Criteo had asked to wait.")
@@ -277,6 +329,16 @@ class Telling:
         taken = [one["person"] for one in self.rows[held.canvas_id].rows[: int(hold.position)] if one["ads"]]
         if Counter(taken) != Counter(self.oracle.sealed[held.canvas_id]):
             self._break(f"Canvas {held.canvas_id}: the people entered are not those of the rows taken.")
+
+    def _heard_withdraw(self, done: Any, hold: Any, _told: Any, *, now_us: int, **_: Any) -> None:
+        self.feed_read = int(done.position)
+        for row in self.feed.rows[int(hold.position or 0) : self.feed_read]:
+            self.oracle.opted_out(row["person"], taken_back=row["back"], now_us=now_us)
+
+    def _heard_follow(self, _done: bool, *, now_us: int) -> None:
+        for removal in self.database.removals(max(self.stage_of.values(), default=0)):
+            self.stage_of[removal.chunk_id, removal.step_name] = removal.stage_id
+            self.oracle.removals_sealed(removal, now_us, PATIENCE_US)
 
     def _heard_enter_due_steps(self, _done: int, *, now_us: int) -> None:
         self.oracle.due_steps_entered(now_us)
@@ -321,27 +383,31 @@ class Telling:
         if self.oracle.broken:
             raise Broken("\n".join(self.oracle.broken[:5]))
 
-    def _numbers(self, stored: Any) -> None:
-        """What people read: as the statuses say, but whoever is past the deadline with nothing in flight is Errored."""
-        now_us, told = self.schedule.now_us, {}
-        states: dict[tuple[int, int], list[PartState]] = {}
-        for row in stored.parts:
-            for stage_id, _form, ordinal, _ in row.places:
-                declared = self.oracle.steps[self.oracle.step_of[stage_id]].declared
-                late = row.state is PartState.OPEN and declared and (row.deadline_us or now_us + 1) <= now_us
-                states.setdefault((stage_id, ordinal), []).append(PartState.ERRORED if late else row.state)
-        told = Counter(
-            (self.oracle.step_of[stage_id], status_of(states.get((stage_id, ordinal), ())))
-            for stage_id, ordinal in stored.view
-        )
+    def _numbers(self, stored: Stored) -> None:
+        """The seven numbers people read are as the statuses say."""
+        told = self._told(stored)
         by_name = {(one.canvas_id, one.name): step_id for step_id, one in self.oracle.steps.items()}
-        for one in self.ledger.numbers(now_us=now_us):
+        for one in self.ledger.numbers(now_us=self.schedule.now_us):
             step_id = by_name[one.canvas, one.step]
             wanted = [told[step_id, name] for name in ("Synced", "Not Synced", "Pending", "Errored")]
             if [one.synced, one.not_synced, one.pending, one.errored] != wanted or one.entered != sum(wanted):
                 self._break(f"Step {one.step} reads {one}, and should read {wanted}.")
             if sum(one.not_synced_reasons.values()) != one.not_synced or one.proceeded + one.exited != one.entered:
                 self._break(f"Step {one.step}: the numbers do not add up: {one}.")
+
+    def _told(self, stored: Stored) -> Counter[tuple[int, str]]:
+        """How many people of a step have which status; past the deadline with nothing in flight is Errored."""
+        now_us = self.schedule.now_us
+        states: dict[tuple[int, int], list[PartState]] = {}
+        for row in stored.parts:
+            for stage_id, _form, ordinal, _ in row.places:
+                at_work = self.oracle.steps[self.oracle.step_of[stage_id]].at_work
+                late = row.state is PartState.OPEN and at_work and (row.deadline_us or now_us + 1) <= now_us
+                states.setdefault((stage_id, ordinal), []).append(PartState.ERRORED if late else row.state)
+        return Counter(
+            (self.oracle.step_of[stage_id], status_of(states.get((stage_id, ordinal), ())))
+            for stage_id, ordinal in stored.view
+        )
 
     # --- the end
 
@@ -351,7 +417,7 @@ class Telling:
         criteo.weather, criteo.next_answers, self.next_trouble = None, [], None
         for process in self.processes.values():
             process.frozen = False
-        if not (self.files.removes and self.files.leaves):
+        if self.files != Files(self.files.fields, self.files.audience):
             self._edit(self.files.fields, self.files.audience, True, True)
         self._run()
         for _ in range(300):
@@ -361,7 +427,7 @@ class Telling:
             waits = [one.wakes_us - self.schedule.real_us for one in self.schedule.tasks if one.wakes_us]
             if at_us is not None:
                 waits.append(at_us - self.schedule.now_us)
-            elif not self.schedule.tasks and not self._unread():
+            elif not self.schedule.tasks and not self._unread() and not self._unfollowed():
                 break
             self._pass(max(1, min(waits, default=1_000_000)) / 1e6)
         else:
@@ -370,6 +436,10 @@ class Telling:
 
     def _whatever_is_due(self) -> None:
         due = self.database.due(self.schedule.now_us)
+        if self.feed_read < len(self.feed.rows):
+            self._withdraw("a")
+        elif self._unfollowed():
+            self._follow("a")
         for canvas_id in self._unread():
             self._enter("a", canvas_id)
         if due.unresolved:
@@ -380,6 +450,11 @@ class Telling:
             self._upload("a")
         if due.retry:
             self._upload("c")
+
+    def _unfollowed(self) -> bool:
+        """Whether somebody may have opted out who is still in a list."""
+        unread = self.feed_read < len(self.feed.rows)
+        return unread or (bool(self.feed.rows) and self.ledger.opt_outs.is_unfinished())
 
     def _unread(self) -> list[str]:
         """The canvases whose source holds people who have not entered."""
@@ -415,15 +490,17 @@ class Telling:
     def _know(self, declared: Sequence[CanvasDeclaration]) -> None:
         now_us = self.schedule.now_us
         steps = {
-            plan.step_id: Step(made.canvas_id, one.name, one.fields)
+            plan.step_id: Step(made.canvas_id, one.name, one.fields, paused=one.paused)
             for made in declared
             for one, plan in zip(made.steps, self.plans[made.canvas_id], strict=True)
         }
-        gone = [step_id for step_id in self.oracle.steps if step_id not in steps]
-        for step_id in gone:
+        of_files = [step_id for step_id, one in self.oracle.steps.items() if one.canvas_id != FEED.feed_id]
+        gone = [step_id for step_id in of_files if step_id not in steps]
+        resting = {*gone, *(step_id for step_id, one in steps.items() if one.paused)}
+        for step_id in resting:
             self.paused.setdefault(step_id, now_us)
         for step_id in steps:
-            if step_id in self.paused:
+            if step_id in self.paused and step_id not in resting:
                 self.oracle.paused_us += max(0, now_us - self.paused.pop(step_id))
         self.oracle.declared(steps, gone)
 

@@ -20,6 +20,15 @@ ONCE_WRONG = {
         ("keep", "a"),
         ("run", 0),
     ],
+    "who was sent in a request that is narrowed leaves the list when opting out": [
+        ("criteo", "none", False),
+        ("rows", "in", 2, 6, 5, 6, 9),
+        ("enter", "a", "in"),
+        ("step", 0),
+        ("resolve", "a"),
+        ("run", 3),
+        ("asked", False, 5),
+    ],
     "a trouble noted before the clock was set back lends nobody patience": [
         ("rows", "in", 6, 6, 19, 5),
         ("enter", "a", "in"),

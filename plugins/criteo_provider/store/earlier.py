@@ -140,7 +140,8 @@ def earlier_identifiers(
         part.c.intent_us <= before[0],
         or_(part.c.intent_us < before[0], part.c.upload_id < before[1]),
         part.c.state != PartState.REFUSED,
-        or_(part.c.state != PartState.CLOSED, part.c.attempts > 0),
+        # A narrowing costs no attempt.
+        or_(part.c.state != PartState.CLOSED, part.c.attempts > 0, part.c.narrow_root.is_not(None)),
     )
     chunk_ids = connection.execute(select(part.c.chunk_id).where(*added).distinct()).scalars()
     found: dict[FormKey, People] = defaultdict(dict)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey, pack
@@ -165,7 +165,8 @@ def _remove(connection: Connection, chunk_id: int, people: Sequence[Withdrawn], 
         .where(
             stage.c.chunk_id == chunk_id,
             part.c.operation == Operation.ADD,
-            part.c.attempts > 0,
+            # A narrowing costs no attempt, and what is narrowed for its invalid identifiers was sent, and taken.
+            or_(part.c.attempts > 0, part.c.narrow_root.is_not(None)),
             part.c.state != PartState.REFUSED,
         )
     )
