@@ -18,10 +18,10 @@ WHILES = (0.000001, 1, 7, 31, 41, 61, 101, 131, 700, 3601, 6 * 3600, 12.9 * 3600
 DATABASE = ("busy", "disk full", "serialization", "answer lost")
 FIRST_SHAPES = ("slow", "lost after", "lost before", "503", "429 named")
 # What a story may be about; each has a few of these, so that rare things meet.
-FAULTS = (
-    "answers", "slow", "weather", "kills", "freezes", "database", "edits", "jumps", "patience", "opt-outs", "pauses",
-    "re-queues",
-)  # fmt: skip
+FAULTS = ("answers", "slow", "weather", "kills", "freezes", "database", "edits", "jumps", "patience")
+# What people decide meanwhile: every fourth story may be about this, too, for it takes twice as long to tell.
+DECISIONS = ("opt-outs", "pauses", "re-queues")
+WITH_DECISIONS = 4
 STEPS = ("add", "remove", "join", "leave")
 
 
@@ -85,7 +85,8 @@ THOROUGH_EVERY = 16
 class _Teller:
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
-        self.faults = set(self.chance.sample(FAULTS, self.chance.randint(1, 4)))
+        chosen = (*FAULTS, *DECISIONS) if seed % WITH_DECISIONS == 0 else FAULTS
+        self.faults = set(self.chance.sample(chosen, self.chance.randint(1, 4)))
         self.story: list[Event] = []
 
     def tell(self) -> list[Event]:
