@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.sandbox.running import Sandbox
@@ -211,3 +211,24 @@ def test_a_refused_token_keeps_everyone_pending_and_heals(
         drain(house)
         assert numbers(house)["add"][3] == 0
         assert (size(sandbox, "Shoppers") or 0) > 0
+
+
+def test_a_look_asks_the_ledger_as_much_about_many_canvases_as_about_one(
+    ledger_url: str, sandbox: Sandbox, shop: Shop, include: Path
+) -> None:
+    """Whoever looks every second reads how all sources stand at once: one canvas or eight, the same statements."""
+    shop.add([Person(1)])
+    asked: list[list[str]] = []
+    for number in (1, 8):
+        for one in range(number):
+            write_canvas(include, f"canvas_{one}", sync(f"add_{one}", f"List {one}"))
+        with closing(open_house(include, ledger_url, sandbox.url, shop.source)) as house:
+            while house.waiting().fresh:  # second looks for late rows included
+                drain(house)
+            assert len(numbers(house)) == number
+            said: list[str] = []
+            event.listen(house.ledger.engine, "before_cursor_execute", lambda *told, said=said: said.append(told[2]))
+            assert not house.waiting().fresh
+        asked.append(said)
+    assert asked[0]
+    assert asked[0] == asked[1]

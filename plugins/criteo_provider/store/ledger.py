@@ -163,13 +163,6 @@ class Ledger:
         decode = msgspec.json.decode
         return [(row.id, Look(decode(row.after), decode(row.upto), bytes(row.marks), 0.0, row.last)) for row in rows]
 
-    def look_presses(self, canvas_id: str, *, now_us: int, grace_s: float) -> bool:
-        """Tell whether a second look is worth starting work for: the last of a stretch, or one ``grace_s`` overdue."""
-        pressing = (look.c.last & (look.c.due_us <= now_us)) | (look.c.due_us <= now_us - round(grace_s * 1e6))
-        with self.engine.connect() as connection:
-            found = connection.execute(select(look.c.id).where(look.c.canvas_id == canvas_id, pressing).limit(1))
-            return found.first() is not None
-
     def completed_units(self, canvas_id: str, units: Collection[str]) -> set[str]:
         """Return those of ``units`` that were read to their end before."""
         with self.engine.connect() as connection:

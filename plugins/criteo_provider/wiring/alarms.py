@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from criteo_provider.core.model import StepPlan
 from criteo_provider.settings.alerts import FILE, AlertSettings, Notify, load_alerts
 from criteo_provider.store.alarms import News
 from criteo_provider.store.ledger import Ledger
@@ -44,11 +43,6 @@ class Alarms:
     def notify(self) -> tuple[Notify, ...]:
         """The notifiers that are to be called."""
         return self._settings.alerts.notify
-
-    def held_back(self, plans: Collection[StepPlan]) -> bool:
-        """Tell whether known troubles hold back everybody who could enter these steps now, until the next probe."""
-        wanted = {plan.audience_id for plan in plans}
-        return bool(wanted) and wanted <= self._ledger().stopped_audiences(now_us=self._now_us())
 
     @cached_property
     def _settings(self) -> AlertSettings:

@@ -10,6 +10,7 @@ from criteo_provider.core.errors import CriteoSyncError
 from criteo_provider.flow.drain import Reader
 from criteo_provider.settings.opt_outs import Feeds, OptOutFeed, load_feeds
 from criteo_provider.store.ledger import Ledger
+from criteo_provider.store.source_states import SourceStates
 from criteo_provider.wiring.reading import feed_reader_of, is_ahead
 from criteo_provider.wiring.surroundings import Surroundings
 
@@ -32,12 +33,16 @@ class Consent:
             for feed in self._declared
         ]
 
-    def ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
+    def declare(self) -> None:
+        """Make the ledger agree with the feed files, once."""
+        _ = self._declared
+
+    def ahead(self, states: SourceStates) -> tuple[bool, tuple[str, ...]]:
         """Tell whether a feed has something new or opt-outs are to be followed, and which feeds cannot be looked at."""
         ahead, problems = False, []
         for feed in self._declared:
             try:
-                ahead = ahead or is_ahead(feed, self._around.source, self._ledger(), now_us=now_us)
+                ahead = ahead or is_ahead(feed, self._around.source, self._ledger(), states)
             except CriteoSyncError as error:
                 problems.append(f"Feed {feed.id}: {error}")
         return ahead or self._ledger().opt_outs.is_unfinished(), tuple(problems)

@@ -32,6 +32,7 @@ from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
 from criteo_provider.store.pacer import Pacer, pacer_url
+from criteo_provider.store.source_states import source_states
 from criteo_provider.store.troubles import FIRST_PROBE_OPTION
 from criteo_provider.wiring.accounts import Accounts, Permit
 from criteo_provider.wiring.alarms import Alarms
@@ -296,7 +297,10 @@ class House:
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
         self.declare()
-        ahead, told = self.consent.ahead(now_us)
+        self.consent.declare()
+        states = source_states(self.ledger.engine, now_us=now_us)
+        stopped = self.ledger.stopped_audiences(now_us=now_us)
+        ahead, told = self.consent.ahead(states)
         problems = list(told)
         unlaunched = self.launch.unlaunched()
         for canvas in self.canvases.canvases:
@@ -305,10 +309,10 @@ class House:
                 continue
             plans = self._plans.get(canvas.id, ())
             # Whom nobody can be sent for now need not enter yet: the next probe takes all of them along.
-            if not plans or self.alarms.held_back(plans):
+            if stopped.issuperset(plan.audience_id for plan in plans):
                 continue
             try:
-                ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, now_us=now_us)
+                ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, states)
             except CriteoSyncError as error:
                 problems.append(f"Canvas {canvas.id}: {error}")
         return ahead, tuple(problems)

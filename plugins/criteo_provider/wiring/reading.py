@@ -17,6 +17,7 @@ from criteo_provider.flow.withdraw import FeedPlan, Withdraw
 from criteo_provider.settings.canvas import Canvas, IdentifierColumn
 from criteo_provider.settings.opt_outs import OptOutFeed
 from criteo_provider.store.ledger import Ledger
+from criteo_provider.store.source_states import SourceStates
 from criteo_provider.wiring.surroundings import Sourced
 
 # An opt-out that was committed is known this soon, also while a backfill drains.
@@ -103,17 +104,17 @@ def feed_reader_of(
     )
 
 
-def is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, *, now_us: int) -> bool:
+def is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates) -> bool:
     """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
-    if not ledger.may_probe("source", of.id, now_us=now_us):
+    if not states.may_look(of.id):
         return False
-    if can_be_split(of) and ledger.backlogs.is_left(of.id):
+    if can_be_split(of) and states.has_backlog(of.id):
         return True
-    if source(of).is_ahead(ledger.position(of.id), partial(ledger.completed_units, of.id)):
+    if source(of).is_ahead(states.position(of.id), partial(ledger.completed_units, of.id)):
         return True
     # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
     sql = of.entry.source.sql
-    return ledger.look_presses(of.id, now_us=now_us, grace_s=sql.late_commit_s if sql else 0.0)
+    return states.look_presses(of.id, grace_s=sql.late_commit_s if sql else 0.0)
 
 
 def _plan_of(canvas: Canvas, steps: Sequence[StepPlan]) -> EntryPlan:
