@@ -68,6 +68,22 @@ def lists(world: World) -> Lists:
     return Lists(world)
 
 
+def test_who_was_sent_in_a_request_that_is_narrowed_leaves_with_that_address(world: World, lists: Lists) -> None:
+    """A narrowing costs no attempt, and whoever is given up in the middle of it was sent, and taken, all the same."""
+    world.enter("in", people(("anna", 1, None), ("ben", 2, None), ("cleo", 7, None)))
+    sent = world.claim()
+    assert sent is not None
+    lists.take(sent)
+    world.settle(sent, Accepted(2, 1))
+    world.declare(canvas("out", step("remove", Operation.REMOVE)))
+    assert world.ledger.drop("in", "add", now_us=world.now_us) > 0
+    world.pass_time(1)
+    world.enter("out", people(("anna", 11, None)))
+    lists.drain()
+    assert digest(1) not in lists.members
+    assert digest(2) in lists.members
+
+
 def test_who_has_changed_the_address_leaves_with_the_old_one(world: World, lists: Lists) -> None:
     """Added as one address, then another, removed under a third: nothing of the person stays, one user is counted."""
     world.enter("in", people(("anna", 1, None), ("ben", 2, None)))

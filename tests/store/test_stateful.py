@@ -2,6 +2,8 @@
 
 Two canvases pull the same people in and out of one audience, a third does both an hour apart; requests are accepted,
 refused, lost, answered too late; owners die, files are edited. At the end Criteo's lists equal the last intents.
+
+It stays beside the simulator: it calls the verbs in orders that no use case would, and looks at stored exceptions.
 """
 
 from __future__ import annotations
