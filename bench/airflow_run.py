@@ -38,7 +38,7 @@ class BenchAirflow(LocalAirflow):
 
 def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
     """Measure in an Airflow of its own; quick: seconds instead of minutes, thousands instead of millions."""
-    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 240.0, 120.0)
+    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 300.0, 120.0)
     backfill = 300_000 if quick else 10 * MILLION
     fill(place / "fresh.db", 1)
     fill(place / "backlog.db", backlog)
