@@ -61,7 +61,7 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
         yield from _freshness(what, sandbox, place / "fresh.db", every_s=0.5, for_s=streaming_s)
         for number in range(50):
             write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
-        time.sleep(60.0)  # all of them are launched, and read once
+        time.sleep(150.0)  # all of them are launched, read once, and looked at once more a minute later
         yield from _idle(airflow, idle_s, "50 canvases, ")
 
 
