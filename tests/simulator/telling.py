@@ -358,13 +358,14 @@ class Telling:
     def _heard_settle(
         self, lost: int, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float
     ) -> None:
-        self.oracle.settled(claimed, outcome, lost, now_us)
+        # A clock that was set back since it was read does not tell of trouble to come.
+        self.oracle.settled(claimed, outcome, lost, min(now_us, self.schedule.now_us))
 
     def _heard_release(self, _done: None, claimed: ClaimedRequest, *, now_us: int) -> None:
         self.oracle.released(claimed)
 
     def _heard_trouble(self, _new: bool, scope: str, key: str, *, now_us: int, **_: Any) -> None:
-        self.oracle.trouble_met(scope, key, now_us, again=True)
+        self.oracle.trouble_met(scope, key, min(now_us, self.schedule.now_us), again=True)
 
     def _heard_resolved(self, _done: None, audience_id: int, *_: Any, **__: Any) -> None:
         self.oracle.trouble_over(audience_id)
