@@ -20,7 +20,7 @@ from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
 from criteo_provider.store.schema import metadata
 from criteo_provider.store.schema_opt_outs import opt_out_round
-from tests.simulator.oracle import PartRow, Place, Removal, Stored
+from tests.simulator.intents import PartRow, Place, Removal, Stored
 from tests.simulator.surroundings import FEED
 from tests.simulator.threads import START_US
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.simulator.criteo import ANSWERS, WEATHERS, WIRE
 from tests.simulator.databases import Database
-from tests.simulator.telling import Broken, Story, Telling
+from tests.simulator.hearing import Broken
+from tests.simulator.telling import Story, Telling
 
 Event = tuple[Any, ...]
 CANVASES = ("in", "in", "out", "tour")
