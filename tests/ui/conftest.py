@@ -12,9 +12,8 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from criteo_provider.hooks.criteo import read_connection
 from criteo_provider.ui.onlooker import Onlooker
-from criteo_provider.wiring import House, Surroundings
+from criteo_provider.wiring import CriteoConnection, House, Surroundings
 from tests.ui import scene
 
 PREFIX = "/audience-sync"
@@ -48,7 +47,9 @@ def include(tmp_path: Path) -> Path:
 @pytest.fixture
 def surroundings(tmp_path: Path, include: Path) -> Surroundings:
     """Where the house of the scene stands; its ledger is made by ``ledger``."""
-    return Surroundings(include, f"sqlite:///{tmp_path / 'ledger.db'}", read_connection, lambda _: None, cipher=None)  # type: ignore[arg-type]
+    connection = CriteoConnection("client", "secret", "http://criteo.example.com")
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    return Surroundings(include, url, lambda _: connection, lambda _: None, cipher=None)  # type: ignore[arg-type, return-value]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from criteo_provider.ui.directory import Directory, Place
 from criteo_provider.ui.meanings import MEANINGS
 from criteo_provider.ui.overview import Overview, Trouble, overview, state_of
 from criteo_provider.wiring.findings import found, to_json
+from criteo_provider.wiring.pace import Flush
 from tests.ui import scene
 
 NOW_US = 1_800_000_000_000_000
@@ -186,6 +187,31 @@ def test_a_canvas_that_is_not_launched() -> None:
     assert canvas.steps[0].state.text == "waiting for the canvas to be launched"
     assert canvas.findings == (f"failure: {finding.what} {finding.mend} {finding.why}",)
     assert canvas.checked is not None
+
+
+def test_what_keeps_a_canvas_from_its_launch_is_told_once() -> None:
+    """What is to be mended stands above with its reasons; the canvas points there, and keeps what only warns."""
+    failure = found("no-permission", "ad account 1001", conn_id="criteo_default", ad_account="1001")
+    warning = found("quota-near", "ad account 1001", ad_account="1001", audiences=960)
+    last = LastPreflight(NOW_US, "stamp", to_json([failure, warning]))
+    directory = Directory(
+        {("offer", "add_them"): replace(PLACE, launched=False)}, {7: ("Shoppers", "1001")}, {"offer": last}
+    )
+    seen = overview(NO_FILES, [STEP], directory, [trouble("launch", "offer")], files_are_here=True, now_us=NOW_US)
+    (notice,), (canvas,) = seen.problems, seen.canvases
+    assert notice.points == (f"{failure.what} {failure.mend} {failure.why}",)
+    assert notice.what == "Not launched before this is mended; nothing is read, and nobody is lost."
+    assert canvas.findings == (f"warning: {warning.what} {warning.mend} {warning.why}",)
+    assert canvas.told_above == 1
+
+
+def test_how_often_people_are_sent() -> None:
+    """Each connection says how often it is flushed, and why when that is less often than declared."""
+    why = "flush every 24 s: 4 streams share 10 requests a minute"
+    flushes = [Flush("criteo_default", 5.0, 1, 250, ""), Flush("criteo_eu", 24.0, 4, 10, why)]
+    directory = Directory({("offer", "add_them"): PLACE}, {7: ("Shoppers", "1001")})
+    seen = overview(NO_FILES, [STEP], directory, (), flushes=flushes, files_are_here=True, now_us=NOW_US)
+    assert seen.pace == ("Connection criteo_default: flush every 5 s.", f"Connection criteo_eu: {why}.")
 
 
 def test_findings_of_another_release_are_left_out() -> None:

@@ -94,6 +94,12 @@ def test_nothing_describes_the_api_to_strangers(client: Client) -> None:
 
 
 @pytest.mark.usefixtures("ledger")
+def test_how_often_people_are_sent_is_told(client: Client) -> None:
+    """The page says of each connection how often its people are sent."""
+    assert client("viewer").get(DATA).json()["pace"] == ["Connection criteo_default: flush every 5 s."]
+
+
+@pytest.mark.usefixtures("ledger")
 def test_no_identifier_and_no_user_key_is_shown(client: Client) -> None:
     """The data of the page holds counts and names of canvases, and nobody's key or identifier."""
     text = client("admin").get(DATA).text

@@ -102,6 +102,7 @@ def _seen_in(house: House) -> Overview:
         numbers,
         read_directory(house.ledger.engine),
         [Trouble(row.scope, row.key, row.sentence, row.since_us, row.next_probe_us) for row in troubles],
+        flushes=house.flush(),
         files_are_here=(house.around.include_folder / "canvases").is_dir(),
         now_us=_now_us(),
     )

@@ -15,7 +15,8 @@ from criteo_provider.settings.problems import Problem
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.troubles import NEVER_US
 from criteo_provider.ui.directory import Directory, Place
-from criteo_provider.wiring.findings import from_json
+from criteo_provider.wiring.findings import Finding, from_json
+from criteo_provider.wiring.pace import Flush
 
 SYNC_DAG = "criteo_audience_sync"
 
@@ -37,11 +38,15 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One thing to mend: where, what, and how; ``mend`` is empty where ``what`` says it already."""
+    """One thing to mend: where, what, and how; ``mend`` is empty where ``what`` says it already.
+
+    ``points`` are sentences where several things are to be mended there.
+    """
 
     where: str
     what: str
     mend: str = ""
+    points: tuple[str, ...] = ()
     since: datetime | None = None
     next_try: datetime | None = None
 
@@ -71,7 +76,10 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class CanvasRow:
-    """One canvas with its steps; ``notes`` are sentences that concern all of it, ``findings`` its last preflight's."""
+    """One canvas with its steps; ``notes`` are sentences that concern all of it.
+
+    ``findings`` are those of its last preflight which no notice tells, ``told_above`` counts those one does.
+    """
 
     id: str
     name: str
@@ -80,16 +88,21 @@ class CanvasRow:
     steps: tuple[StepRow, ...]
     checked: datetime | None = None
     findings: tuple[str, ...] = ()
+    told_above: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The whole page; ``no_ledger`` is the reason why there are no numbers here, and then there are no canvases."""
+    """The whole page; ``no_ledger`` is the reason why there are no numbers here, and then there are no canvases.
+
+    ``pace`` says of each connection how often people are sent, and why when that is less often than declared.
+    """
 
     as_of: datetime
     problems: tuple[Notice, ...] = ()
     canvases: tuple[CanvasRow, ...] = ()
     notes: tuple[str, ...] = ()
+    pace: tuple[str, ...] = ()
     no_ledger: str | None = None
     refresh_s: float = 5.0
 
@@ -105,6 +118,7 @@ def overview(
     directory: Directory,
     troubles: Sequence[Trouble],
     *,
+    flushes: Sequence[Flush] = (),
     files_are_here: bool,
     now_us: int,
 ) -> Overview:
@@ -122,6 +136,7 @@ def overview(
         (_file_notices(files) if here else ()) + tuple(_notice(each, names, directory) for each in troubles),
         tuple(sorted(rows, key=lambda row: row.name.casefold())),
         notes,
+        tuple(map(_pace, flushes)),
     )
 
 
@@ -174,10 +189,16 @@ def _canvas(
     rows = [_step(step, _place(directory, step), troubles) for step in steps]
     new = {step.id for step in file.audience_steps} - {step.step for step in steps} if file else set()
     rows += [_new_step(step) for step in (file.audience_steps if file else ()) if step.id in new]
+    found, last = _found(canvas_id, directory), directory.preflights.get(canvas_id)
+    is_told = any((trouble.scope, trouble.key) == ("launch", canvas_id) for trouble in troubles)
+    left = tuple(f"{one.severity}: {one} {one.why}" for one in found if not (is_told and one.is_failure))
+    checked, above = _time(last.at_us) if last else None, len(found) - len(left)
+    return CanvasRow(canvas_id, place.canvas_name, place.owner, tuple(notes), tuple(rows), checked, left, above)
+
+
+def _found(canvas_id: str, directory: Directory) -> tuple[Finding, ...]:
     last = directory.preflights.get(canvas_id)
-    findings = tuple(f"{one.severity}: {one} {one.why}" for one in from_json(last.findings)) if last else ()
-    checked = _time(last.at_us) if last else None
-    return CanvasRow(canvas_id, place.canvas_name, place.owner, tuple(notes), tuple(rows), checked, findings)
+    return tuple(from_json(last.findings)) if last else ()
 
 
 def _not_launched(canvas: Canvas) -> CanvasRow:
@@ -220,7 +241,16 @@ def _file_notice(problem: Problem) -> Notice:
 def _notice(trouble: Trouble, canvas_names: Mapping[str, str], directory: Directory) -> Notice:
     since = _time(trouble.since_us)
     next_try = _time(trouble.next_probe_us) if trouble.next_probe_us < NEVER_US else None
-    return Notice(_where(trouble, canvas_names, directory), trouble.sentence, since=since, next_try=next_try)
+    what, points = trouble.sentence, tuple[str, ...]()
+    if trouble.scope == "launch":
+        points = tuple(f"{one} {one.why}" for one in _found(trouble.key, directory) if one.is_failure)
+        what = "Not launched before this is mended; nothing is read, and nobody is lost." if points else what
+    where = _where(trouble, canvas_names, directory)
+    return Notice(where, what, points=points, since=since, next_try=next_try)
+
+
+def _pace(flush: Flush) -> str:
+    return f"Connection {flush.connection_id}: {flush.sentence or f'flush every {flush.flush_s:g} s'}."
 
 
 def _where(trouble: Trouble, canvas_names: Mapping[str, str], directory: Directory) -> str:

@@ -26,6 +26,7 @@ function fillProblem(card, problem) {
   say(part(card, "where"), problem.where);
   say(part(card, "what"), problem.what);
   say(part(card, "mend"), problem.mend);
+  fillList(part(card, "points"), problem.points, () => document.createElement("li"), say);
   const next = new Date(problem.next_try);
   const again = !problem.next_try ? "not tried until it is connected again" : next > new Date() ? `tried again at ${shortClock.format(next)}` : "to be tried again at once";
   say(part(card, "when"), problem.since ? `Since ${shortClock.format(new Date(problem.since))}; ${again}.` : "");
@@ -60,7 +61,7 @@ function fillCanvas(row, canvas) {
   say(part(row, "name"), canvas.name);
   say(part(row, "owner"), `owner ${canvas.owner}`);
   say(part(row, "note"), canvas.notes.join(" "));
-  const found = canvas.findings.length ? plural(canvas.findings.length, "finding", "findings") : "nothing to mend";
+  const found = [canvas.told_above && `${canvas.told_above} to mend, told above`, canvas.findings.length && plural(canvas.findings.length, "finding", "findings")].filter(Boolean).join("; ") || "nothing to mend";
   say(part(row, "checked"), canvas.checked ? `Last preflight ${shortClock.format(new Date(canvas.checked))}: ${found}.` : "");
   fillList(part(row, "findings"), canvas.findings, () => document.createElement("li"), say);
 }
@@ -100,6 +101,7 @@ function render(overview) {
   show(byId("problems"), overview.problems.length > 0);
   fillList(byId("problems").querySelector("ul"), overview.problems, () => copy("problem"), fillProblem);
   fillList(byId("notes"), overview.notes, () => document.createElement("p"), say);
+  fillList(byId("pace"), overview.pace, () => document.createElement("li"), say);
   show(byId("steps"), overview.canvases.length > 0);
   makeRows(overview.canvases);
   for (const canvas of overview.canvases) {
