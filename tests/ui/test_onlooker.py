@@ -128,6 +128,13 @@ def test_the_scene_on_both_engines(onlooker: Onlooker, opener: Opener, ledger_ur
 
 
 @pytest.mark.usefixtures("ledger")
+def test_looking_at_the_pace_makes_no_pacer(onlooker: Onlooker, include: Path) -> None:
+    """How often people are sent is told without a line for requests being made that nobody has sent yet."""
+    assert onlooker.overview().pace == ("Connection criteo_default: flush every 5 s.",)
+    assert [file.name for file in include.parent.glob("*.db")] == ["ledger.db"]
+
+
+@pytest.mark.usefixtures("ledger")
 def test_a_foreign_ledger_shows_no_numbers(onlooker: Onlooker, opener: Opener) -> None:
     """A SQLite ledger under an executor that spreads tasks over hosts is refused with the mend."""
     opener.surroundings = replace(opener.surroundings, executor="CeleryExecutor")

@@ -99,6 +99,15 @@ def create(engine: Engine) -> None:
         pacer.create(connection, checkfirst=True)
 
 
+def granted(engine: Engine, application: str) -> int | None:
+    """Return the calls a minute Criteo's answers named last, None where they have named none; makes nothing."""
+    file = sqlite_path(str(engine.url))
+    if (file is not None and not file.exists()) or not sa.inspect(engine).has_table(pacer.name):
+        return None
+    with engine.connect() as connection:
+        return connection.execute(sa.select(pacer.c.granted_limit).where(pacer.c.application == application)).scalar()
+
+
 class Pacer:
     """Never more than ``limit_per_min`` calls of one application in any 60 s, over all processes together.
 

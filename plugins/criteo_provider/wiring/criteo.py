@@ -27,7 +27,7 @@ from criteo_provider.criteo_api.wire import amendment_body
 from criteo_provider.store.clock import Clock
 from criteo_provider.store.consent_tokens import ConsentTokens
 from criteo_provider.store.consents import Consent, Consents, no_cipher
-from criteo_provider.store.pacer import Pacer, application_key, consent_key
+from criteo_provider.store.pacer import Pacer, application_key, consent_key, granted
 from criteo_provider.store.tokens import Cipher, LedgerTokens, sealed
 from criteo_provider.wiring.surroundings import CriteoConnection, Surroundings
 
@@ -105,8 +105,10 @@ class CriteoDoor:
         return self._limit(conn_id, self._around.criteo(conn_id), "current")
 
     def budget(self, conn_id: str) -> int:
-        """Return the requests a minute in force: fewer than the limit when Criteo's answers say so."""
-        return self._pacer(conn_id, self._around.criteo(conn_id), None, "current", interactive=True).granted_limit()
+        """Return the requests a minute in force: fewer than the limit when Criteo's answers say so; changes nothing."""
+        connection = self._around.criteo(conn_id)
+        limit = self._limit(conn_id, connection, "current")
+        return min(limit, granted(self._pacer_engine(), _counted_by(conn_id, connection)) or limit)
 
     def wants_count(self, conn_id: str, *, every_s: float) -> bool:
         """Tell one process at a time that the limit depends on ad accounts nobody has counted lately."""
@@ -151,12 +153,9 @@ class CriteoDoor:
         *,
         interactive: bool,
     ) -> Pacer:
-        key = _application(connection)
-        if connection.grant_type == "authorization_code":
-            key = consent_key(key, conn_id)
         limit = self._limit(conn_id, connection, role)
         patience = {"patience_s": INTERACTIVE_PATIENCE_S} if interactive else {}
-        return Pacer(self._pacer_engine(), key, limit_per_min=limit, stop=stop, **patience)
+        return Pacer(self._pacer_engine(), _counted_by(conn_id, connection), limit_per_min=limit, stop=stop, **patience)
 
     def _limit(self, conn_id: str, connection: CriteoConnection, role: Role) -> int:
         known = None
@@ -173,6 +172,12 @@ class CriteoDoor:
 
 def _application(connection: CriteoConnection) -> str:
     return application_key(connection.base_url, connection.client_id)
+
+
+def _counted_by(conn_id: str, connection: CriteoConnection) -> str:
+    """Name what Criteo counts the calls of a connection by: its application, or the consent given to that."""
+    key = _application(connection)
+    return consent_key(key, conn_id) if connection.grant_type == "authorization_code" else key
 
 
 def _settings(connection: CriteoConnection) -> ClientSettings:
