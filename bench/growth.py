@@ -16,13 +16,14 @@ from sqlalchemy import Connection, insert, select
 
 from bench.measure import Row
 from criteo_provider.core.batching import pack
+from criteo_provider.core.consent import USER_KEY
 from criteo_provider.core.identifiers import Form, encode, normalise
 from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation, SealedPeople, StepDeclaration
 from criteo_provider.store import people_index
 from criteo_provider.store.engine import open_engine, writing
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
-from criteo_provider.store.people_index import USER_KEY, Segment, keep_segment
+from criteo_provider.store.people_index import Segment, keep_segment
 from criteo_provider.store.schema import chunk, identifiers, part, stage, upload
 
 CHUNK = 50_000
@@ -109,7 +110,8 @@ def _index(connection: Connection, chunks: int) -> None:
         for kind in (USER_KEY, Form.EMAIL_SHA256.value):
             prefixes = np.sort(rng.integers(0, 2**32, (last - first + 1) * CHUNK, dtype="<u4"))
             if first == 1:
-                prefixes = np.sort(np.append(prefixes, people_index._prefix(kind, _first_name(kind))).astype("<u4"))
+                known = people_index._prefixes(people_index._marks(kind, [_first_name(kind)]))
+                prefixes = np.sort(np.append(prefixes, known).astype("<u4"))
             offsets = np.arange(len(prefixes), dtype="<u4") % (last - first + 1)
             offsets[:] = 0 if first == 1 else offsets
             rows += _pages(kind, prefixes, offsets)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, insert, select, text, update
 
-from criteo_provider.core.consent import FeedDeclaration, Withdrawal, key_marks
+from criteo_provider.core.consent import USER_KEY, FeedDeclaration, Withdrawal, key_marks
 from criteo_provider.core.model import Role, Status
 from criteo_provider.core.outcome import Refused
 from criteo_provider.store import opt_outs, people_index
@@ -154,7 +154,7 @@ def person_indexed(world: World) -> None:
 def chunks_of_few(world: World) -> None:
     """Ask which indexed chunks the people of a removal were in before."""
     with world.engine.connect() as connection:
-        _, upto = people_index.indexed_with(connection, people_index.USER_KEY, ["user-11", "nobody"])
+        _, upto = people_index.indexed_with(connection, USER_KEY, ["user-11", "nobody"])
     assert upto > 0
 
 

@@ -9,7 +9,8 @@ import pytest
 from criteo_provider.core.consent import FeedDeclaration, Withdrawal, key_marks, value_marks
 from criteo_provider.core.model import ClaimedRequest, Operation
 from criteo_provider.core.outcome import Unavailable
-from criteo_provider.store import opt_outs
+from criteo_provider.store import opt_outs, people_index, withdraw
+from criteo_provider.store.engine import reading, writing
 from tests.world import World, canvas, crowd, digest, step
 
 FEED = "opt_outs/do_not_sell"
@@ -245,9 +246,6 @@ def test_telling_the_same_twice_changes_nothing(world: OptOutWorld) -> None:
 
 def test_two_followers_seal_each_removal_once(world: OptOutWorld) -> None:
     """A process that finds its stretch followed by another writes nothing."""
-    from criteo_provider.store import withdraw
-    from criteo_provider.store.engine import reading, writing
-
     world.declare(canvas("vip", step("add")))
     world.enter("vip", crowd([1]))
     world.drain()
@@ -274,3 +272,30 @@ def test_many_names_pass_the_sieve(world: OptOutWorld, monkeypatch: pytest.Monke
         world.enter("vip", crowd(range(first, first + 150)))
         world.drain()
     assert world.members() == {digest(n) for n in range(300) if n % 3 and n not in (1, 151)}
+
+
+@pytest.mark.parametrize("few", [0, 200], ids=["all chunks are read", "the index is asked"])
+def test_the_index_of_people_leaves_few_chunks_to_be_read(
+    world: OptOutWorld, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """A few opt-outs are looked for where the index says, and in what is not indexed yet; the result is the same."""
+    monkeypatch.setattr(people_index, "SEGMENT_PEOPLE", 6)
+    monkeypatch.setattr(people_index, "_SETTLED_US", -(10**16))
+    monkeypatch.setattr(withdraw, "FEW", few)
+    world.declare(canvas("vip", step("add")))
+    for first in range(0, 60, 3):
+        world.enter("vip", crowd(range(first, first + 3)))
+    world.drain()
+    while world.ledger.keeping.index_more():
+        pass
+    world.enter("vip", crowd([60, 61]))  # behind the index
+    world.enter("vip", crowd([4, 62]))  # somebody indexed enters again
+    world.drain()
+    world.tell(*by_key(4, 60), *by_email(25), follow=False)
+    with reading(world.engine) as connection:
+        chunk_ids, _ = withdraw.chunks_after(connection, 0, 100, withdraw._skipping(connection, 0, 3))
+        assert chunk_ids == ([2, 9, 21, 22] if few else list(range(1, 23)))
+    while world.ledger.opt_outs.follow(now_us=world.now_us):
+        pass
+    world.drain()
+    assert world.members() == {digest(n) for n in range(63)} - {digest(n) for n in (4, 25, 60)}

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
 from criteo_provider.core.batching import pack
+from criteo_provider.core.consent import USER_KEY
 from criteo_provider.core.identifiers import Form, encode
 from criteo_provider.core.model import SealedPeople
 from criteo_provider.store import people_index
 from criteo_provider.store.engine import reading, writing
-from criteo_provider.store.people_index import USER_KEY, Name, chunks_with, keep_segment, make_segment
+from criteo_provider.store.people_index import Name, chunks_with, keep_segment, make_segment
 from criteo_provider.store.schema import chunk
 from criteo_provider.store.schema_growth import people_segment
 from tests.world import World, canvas, digest, step

@@ -45,6 +45,11 @@ def kind_of(form: str, gum_caller_id: int | None) -> str:
     return form if gum_caller_id is None else f"{form}:{gum_caller_id}"
 
 
+def form_of(kind: str) -> str:
+    """Return the form of identifier a kind is of; a user key is its own."""
+    return kind.partition(":")[0]
+
+
 def key_marks(user_keys: Iterable[str]) -> list[bytes]:
     """Return the marks of user keys, as the ledger spells them."""
     return [sha256(key.encode("utf-8", "surrogatepass")).digest()[:MARK_BYTES] for key in user_keys]

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, bindparam, case, insert, literal_column,
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey
+from criteo_provider.core.consent import USER_KEY
 from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import Operation, PartState, Span
 from criteo_provider.core.spans import from_ordinals, intersect, rank
@@ -180,7 +181,7 @@ def _candidates(
     A crowd is looked for by filters alone: the index would be read almost whole for it.
     """
     if len(wanted) <= FEW:
-        holders, indexed_upto = people_index.indexed_with(connection, people_index.USER_KEY, wanted)
+        holders, indexed_upto = people_index.indexed_with(connection, USER_KEY, wanted)
         yield from _behind(connection, [one for one in chunk_ids if one > indexed_upto], wanted, made)
         yield from (one for one in chunk_ids if one <= indexed_upto and one in holders)
     else:

@@ -18,6 +18,7 @@ from criteo_provider.core.consent import (
     USER_KEY,
     FeedDeclaration,
     Withdrawal,
+    form_of,
     key_marks,
     kind_of,
     value_marks,
@@ -175,7 +176,7 @@ def _named(
     wanted = [chunk.c.id, chunk.c.canvas_id, chunk.c.sealed_us, chunk.c.people]
     if USER_KEY in kinds:
         wanted.append(chunk.c.user_keys)
-    wanted_forms = [kind.partition(":")[0] for kind in kinds if kind != USER_KEY]
+    wanted_forms = [form_of(kind) for kind in kinds if kind != USER_KEY]
     for ids in slices(sorted(chunk_ids)):
         for row in connection.execute(select(*wanted).where(chunk.c.id.in_(ids))):
             chunks[row.id] = row

@@ -1,21 +1,21 @@
 """The index of people: which chunks may hold a user key or an identifier, built afterwards and never waited for.
 
-A segment covers the chunks of one stretch of ids; its pages hold, in order, the first four bytes (or a checksum) of
-every key and identifier, and whose chunk that is: 8 bytes a name. Chunks behind the last segment are searched.
+A segment covers the chunks of one stretch of ids; its pages hold, in order, the first four bytes of the mark of every
+key and identifier, and whose chunk that is: 8 bytes a name. Chunks behind the last segment are searched.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from zlib import crc32
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Connection, func, insert, literal, literal_column, select, text
 
 from criteo_provider.core import identifiers as forms
+from criteo_provider.core.consent import USER_KEY, key_marks, value_marks
 from criteo_provider.core.identifiers import Form
 from criteo_provider.store.schema import chunk, identifiers
 from criteo_provider.store.schema_growth import people_page, people_segment
@@ -24,8 +24,8 @@ from criteo_provider.store.standings import slices
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-USER_KEY = "user_key"
 Name = str | bytes  # a user key, or the stored bytes of an identifier
+_Asked = TypeVar("_Asked", bound=Hashable)
 
 # A segment is worth making from so many people or chunks on; until then they are searched, in a moment.
 SEGMENT_PEOPLE = 500_000
@@ -57,7 +57,7 @@ def chunks_with(connection: Connection, kind: str, names: Collection[Name]) -> d
     found: dict[Name, set[int]] = {name: set() for name in names}
     if not found:
         return found
-    _look_up(connection, kind, found)
+    _look_up(connection, kind, _marks(kind, found), found)
     behind = _indexed_upto(connection)
     if len(found) <= _FEW:
         for name, chunk_ids in found.items():
@@ -69,11 +69,19 @@ def chunks_with(connection: Connection, kind: str, names: Collection[Name]) -> d
 
 def indexed_with(connection: Connection, kind: str, names: Collection[Name]) -> tuple[set[int], int]:
     """Return the indexed chunks that may hold any of the names, and the last chunk that is indexed; searches none."""
+    return indexed_marked(connection, {kind: _marks(kind, names)})
+
+
+def indexed_marked(connection: Connection, marks: Mapping[str, Sequence[bytes]]) -> tuple[set[int], int]:
+    """Return the indexed chunks that may hold anybody with one of these marks, by kind, and the last one indexed."""
     upto = _indexed_upto(connection)
-    found: dict[Name, set[int]] = {name: set() for name in names}
-    if found and upto:
-        _look_up(connection, kind, found)
-    return set().union(*found.values()), upto
+    chunk_ids: set[int] = set()
+    for kind, wanted in marks.items() if upto else ():
+        found: dict[bytes, set[int]] = {mark: set() for mark in wanted}
+        if found:
+            _look_up(connection, kind, list(found), found)
+        chunk_ids.update(*found.values())
+    return chunk_ids, upto
 
 
 def make_segment(connection: Connection) -> Segment | None:
@@ -136,7 +144,7 @@ def _pages(connection: Connection, chunk_ids: Sequence[int], pages: int) -> Iter
     first, last = chunk_ids[0], chunk_ids[-1]
     named = select(chunk.c.id, chunk.c.user_keys).where(chunk.c.id.between(first, last))
     for chunk_id, keys in connection.execute(named):
-        gathered[USER_KEY].append((chunk_id, _prefixes(USER_KEY, msgspec.json.decode(keys))))
+        gathered[USER_KEY].append((chunk_id, _prefixes(key_marks(msgspec.json.decode(keys)))))
     held = select(identifiers.c.chunk_id, identifiers.c.form, identifiers.c.packed)
     for chunk_id, form, packed in connection.execute(held.where(identifiers.c.chunk_id.between(first, last))):
         gathered[form].append((chunk_id, _packed_prefixes(form, bytes(packed))))
@@ -153,33 +161,33 @@ def _pages(connection: Connection, chunk_ids: Sequence[int], pages: int) -> Iter
                 yield {"kind": kind, "page": page, "count": last - first, "entries": entries}
 
 
-def _prefixes(kind: str, names: Collection[Name]) -> NDArray[Any]:
+def _marks(kind: str, names: Collection[Name]) -> list[bytes]:
+    if kind == USER_KEY:
+        return key_marks(cast("Collection[str]", names))
+    return value_marks(kind, cast("Collection[bytes]", names))
+
+
+def _prefixes(marks: Sequence[bytes]) -> NDArray[Any]:
     import numpy as np
 
-    return np.fromiter((_prefix(kind, name) for name in names), dtype="<u4", count=len(names))
+    return np.frombuffer(b"".join([mark[:4] for mark in marks]), dtype=">u4").astype("<u4")
 
 
 def _packed_prefixes(form: str, packed: bytes) -> NDArray[Any]:
     import numpy as np
 
     width = Form(form).width
-    if not width:
-        return _prefixes(form, forms.decode(packed, Form(form)))
-    return np.frombuffer(packed, dtype=">u4")[:: width // 4].astype("<u4")
-
-
-def _prefix(kind: str, name: Name) -> int:
-    if isinstance(name, str):
-        return crc32(name.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(name[:4]) if Form(kind).width else crc32(name)
+    if width and Form(form).field == "email":  # a digest begins with its mark
+        return np.frombuffer(packed, dtype=">u4")[:: width // 4].astype("<u4")
+    return _prefixes(value_marks(form, forms.decode(packed, Form(form))))
 
 
 # --- looking up
 
 
-def _look_up(connection: Connection, kind: str, found: dict[Name, set[int]]) -> None:
-    names = list(found)
-    wanted = _prefixes(kind, names)
+def _look_up(connection: Connection, kind: str, marks: Sequence[bytes], found: dict[_Asked, set[int]]) -> None:
+    """Add the indexed chunks of each who is asked for; marks are in the order of ``found``."""
+    names, wanted = list(found), _prefixes(marks)
     pages = sorted({int(prefix) >> 24 for prefix in wanted})
     segments = connection.execute(select(people_segment).order_by(people_segment.c.id)).all()
     for segment in segments:
@@ -193,8 +201,8 @@ def _look_up(connection: Connection, kind: str, found: dict[Name, set[int]]) -> 
 
 
 def _match(
-    found: dict[Name, set[int]],
-    names: Sequence[Name],
+    found: dict[_Asked, set[int]],
+    names: Sequence[_Asked],
     wanted: NDArray[Any],
     first_chunk: int,
     count: int,

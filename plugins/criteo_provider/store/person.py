@@ -10,11 +10,12 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from criteo_provider.core import identifiers as forms
+from criteo_provider.core.consent import USER_KEY
 from criteo_provider.core.identifiers import EmailHash, EmailInput, Form
 from criteo_provider.core.model import PartState, StageState
 from criteo_provider.core.spans import ordinal_at
 from criteo_provider.core.standing import fold
-from criteo_provider.store.people_index import USER_KEY, Name, chunks_with
+from criteo_provider.store.people_index import Name, chunks_with
 from criteo_provider.store.schema import audience, canvas, chunk, identifiers, part, request, stage, step, step_version
 from criteo_provider.store.standings import load, slices, spans_from_text
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey, pack
-from criteo_provider.core.consent import FEED_PREFIX
+from criteo_provider.core.consent import FEED_PREFIX, form_of
 from criteo_provider.core.model import MAX_IDENTIFIERS, Operation, PartState, Reason, Span, StepPlan
 from criteo_provider.core.spans import from_ordinals, intersect, rank, size
 from criteo_provider.store.intents import split
 from criteo_provider.store.opt_outs import Withdrawn, any_opt_outs, withdrawn_in
+from criteo_provider.store.people_index import indexed_marked
 from criteo_provider.store.schema import chunk, identifiers, part, stage, step, step_version
 from criteo_provider.store.schema_opt_outs import opt_out, opt_out_round
 from criteo_provider.store.seal import seal
@@ -27,6 +29,9 @@ from criteo_provider.store.standings import refold, slices, spans_from_text
 
 # Small chunks of quiet streams are followed many at a time.
 MOST_CHUNKS = 200
+# So few opt-outs are looked up in the index of people; for more it is no slower to go through all chunks.
+FEW = 200
+MOST_FOUND = 5_000
 
 
 def close_opted_out(connection: Connection, rows: Sequence[Row[Any]], *, now_us: int) -> list[Row[Any]]:
@@ -96,7 +101,7 @@ def next_stretch(connection: Connection) -> Stretch | None:
         upto_chunk = connection.execute(select(func.max(chunk.c.id))).scalar() or 0
         if upto_id <= after_id:
             return None
-    chunk_ids, reached = chunks_after(connection, after_chunk, upto_chunk)
+    chunk_ids, reached = chunks_after(connection, after_chunk, upto_chunk, _skipping(connection, after_id, upto_id))
     withdrawn = withdrawn_in(connection, chunk_ids, after_id=after_id, upto_id=upto_id)
     return Stretch(before, (after_id, upto_id, reached, upto_chunk), withdrawn)
 
@@ -108,8 +113,41 @@ def is_unfinished(connection: Connection) -> bool:
     return newest > now.upto_id or bool(now.after_chunk < now.upto_chunk)
 
 
-def chunks_after(connection: Connection, after_chunk: int, upto_chunk: int) -> tuple[list[int], int]:
-    """Return the next chunks that may hold people of the round, and how far that is; an index may skip most."""
+class _Indexed(NamedTuple):
+    """What the index of people knows of a round: the chunks up to ``upto_chunk`` that may hold somebody of it."""
+
+    after_id: int
+    upto_id: int
+    chunk_ids: Sequence[int]
+    upto_chunk: int
+
+
+_rounds: WeakKeyDictionary[Engine, _Indexed] = WeakKeyDictionary()
+
+
+def _skipping(connection: Connection, after_id: int, upto_id: int) -> _Indexed | None:
+    """Ask the index once for each round; None where there are too many opt-outs to be asked for."""
+    known = _rounds.get(connection.engine)
+    if known is not None and known[:2] == (after_id, upto_id):
+        return known
+    query = select(opt_out.c.kind, opt_out.c.mark).where(opt_out.c.id > after_id, opt_out.c.id <= upto_id)
+    rows = connection.execute(query.limit(FEW + 1)).all()
+    if len(rows) > FEW:
+        return None
+    marks: dict[str, list[bytes]] = defaultdict(list)
+    for kind, mark in rows:
+        marks[form_of(kind)].append(bytes(mark))
+    chunk_ids, upto_chunk = indexed_marked(connection, marks)
+    if len(chunk_ids) > MOST_FOUND:
+        return None
+    _rounds[connection.engine] = found = _Indexed(after_id, upto_id, sorted(chunk_ids), upto_chunk)
+    return found
+
+
+def chunks_after(
+    connection: Connection, after_chunk: int, upto_chunk: int, indexed: _Indexed | None = None
+) -> tuple[list[int], int]:
+    """Return the next chunks that may hold people of the round, and how far that is; the index lets most be skipped."""
     query = (
         select(chunk.c.id, chunk.c.people)
         .where(
@@ -119,6 +157,8 @@ def chunks_after(connection: Connection, after_chunk: int, upto_chunk: int) -> t
         .order_by(chunk.c.id)
         .limit(MOST_CHUNKS)
     )
+    if indexed is not None:
+        query = query.where(or_(chunk.c.id > indexed.upto_chunk, chunk.c.id.in_(indexed.chunk_ids)))
     rows = connection.execute(query).all()
     taken: list[int] = []
     people = 0
