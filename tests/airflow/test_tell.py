@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +16,16 @@ from criteo_provider.operators.tell import CriteoTellOperator
 from criteo_provider.settings.alerts import load_alerts
 from criteo_provider.wiring import House
 from tests.flow.shop import open_house, sync, write_canvas
+from tests.webhook import HTTP_NOTIFIER, NOTIFY, Webhook, running_webhook
 
-HTTP_NOTIFIER = "airflow.providers.http.notifications.http.HttpNotifier"
-TEXT = "{{ criteo_news | join(' / ') }}"
 BROKEN = "Trouble with source vip: The query has no column 'email'."
-
-
-class Webhook(HTTPServer):
-    """A chat on this machine that keeps its messages."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Post)
-        self.messages: list[Any] = []
-        self.refusals = 0
-
-
-class _Post(BaseHTTPRequestHandler):
-    server: Webhook
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        refused = self.server.refusals > 0
-        self.server.refusals -= refused
-        if not refused:
-            self.server.messages.append(json.loads(body))
-        self.send_response(500 if refused else 200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    with Webhook() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with running_webhook() as server:
         monkeypatch.setenv("AIRFLOW_CONN_CHAT", f"http://127.0.0.1:{server.server_port}")
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -91,7 +58,7 @@ def execute() -> None:
 
 def test_one_failure_one_alert_and_one_when_it_is_over(house: House, webhook: Webhook) -> None:
     """What breaks fails one run with its sentence and is told once through Airflow's own notifier; so is its end."""
-    alerts(house, {"notifier": HTTP_NOTIFIER, "with": {"http_conn_id": "chat", "json": {"text": TEXT}}})
+    alerts(house, NOTIFY)
     fail_source(house)
     with pytest.raises(AirflowFailException, match="no column 'email'"):
         execute()
@@ -117,7 +84,7 @@ def test_without_notifiers_the_run_alone_tells(house: House) -> None:
 
 def test_a_chat_that_is_away_is_asked_again(house: House, webhook: Webhook) -> None:
     """An alert that is refused at first is handed over by another try."""
-    alerts(house, {"notifier": HTTP_NOTIFIER, "with": {"http_conn_id": "chat", "json": {"text": TEXT}}})
+    alerts(house, NOTIFY)
     webhook.refusals = 2
     fail_source(house)
     with pytest.raises(AirflowFailException) as failure:
@@ -129,8 +96,7 @@ def test_a_chat_that_is_away_is_asked_again(house: House, webhook: Webhook) -> N
 def test_an_alert_that_reaches_nobody_is_said_in_the_run(house: House, webhook: Webhook) -> None:
     """A notifier that fails does not keep the others from being called, and the run says which one failed."""
     webhook.refusals = tell.TRIES
-    wanted = {"notifier": HTTP_NOTIFIER, "with": {"http_conn_id": "chat", "json": {"text": TEXT}}}
-    alerts(house, {"notifier": "no.such.Notifier"}, wanted, wanted)
+    alerts(house, {"notifier": "no.such.Notifier"}, NOTIFY, NOTIFY)
     fail_source(house)
     with pytest.raises(AirflowFailException) as failure:
         execute()

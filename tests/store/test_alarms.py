@@ -33,6 +33,19 @@ def test_late_users_are_told_once_and_when_they_are_on_time_again(world: World) 
     assert look(world) == []
 
 
+def test_who_is_in_flight_is_late_still(world: World) -> None:
+    """A look in the middle of another try tells neither that lateness is over nor, after it failed, that it began."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.pass_time(LATE_AFTER_S + 1)
+    assert [is_broken for _, is_broken in look(world)] == [True]
+    claimed = world.claim()
+    assert claimed is not None
+    assert look(world) == []
+    world.settle(claimed, AWAY)
+    assert look(world) == []
+
+
 def test_why_users_are_late(world: World) -> None:
     """The message carries the last answer."""
     world.declare(canvas("vip", step("add")))

@@ -84,18 +84,26 @@ def look(connection: Connection, *, late_after_us: int, now_us: int) -> None:
 
 
 def _late(connection: Connection, before_us: int) -> dict[str, str]:
-    """Find canvases with users pending since before a moment, and why; those a known trouble holds back are told."""
-    query = (
-        select(step.c.canvas_id, func.max(part.c.reason).label("reason"))
-        .join(step, step.c.id == part.c.step_id)
-        .join(audience, audience.c.id == part.c.audience_id)
-        .join(stage, stage.c.id == part.c.stage_id)
-        .where(part.c.state == PartState.OPEN, stage.c.enters_us < before_us, at_work(), ~troubled())
-        .group_by(step.c.canvas_id)
-    )
+    """Find canvases with users pending since before a moment, and why; those a known trouble holds back are told.
+
+    Who is in flight is pending: another try does not end lateness, its answer may.
+    """
+    late: dict[str, str | None] = {}
+    # One at a time: each state has an index of its own.
+    for state in (PartState.OPEN, PartState.CLAIMED):
+        query = (
+            select(step.c.canvas_id, func.max(part.c.reason).label("reason"))
+            .join(step, step.c.id == part.c.step_id)
+            .join(audience, audience.c.id == part.c.audience_id)
+            .join(stage, stage.c.id == part.c.stage_id)
+            .where(part.c.state == state, stage.c.enters_us < before_us, at_work(), ~troubled())
+            .group_by(step.c.canvas_id)
+        )
+        for row in connection.execute(query):
+            late[row.canvas_id] = late.get(row.canvas_id) or row.reason
     return {
-        row.canvas_id: f"The last answer: {row.reason}" if row.reason else "Nothing has been sent yet."
-        for row in connection.execute(query)
+        canvas_id: f"The last answer: {reason}" if reason else "Nothing has been sent yet."
+        for canvas_id, reason in late.items()
     }
 
 
