@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,9 +21,11 @@ from cryptography.fernet import Fernet
 from sqlalchemy import select, update
 
 from criteo_provider.cli.command import show
-from criteo_provider.core.model import Operation, StepPlan
+from criteo_provider.core.model import Operation, Role, StepPlan
+from criteo_provider.core.outcome import outcome_of
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.store.claim import ClaimTerms
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import part, step
 from criteo_provider.store.seal import seal
@@ -405,6 +408,25 @@ def test_status_says_why_people_are_sent_less_often(airflow: Airflow) -> None:
     code, said = airflow("status", "--output", "json")
     assert (code, said.endswith(f"]\n{why}")) == (0, True), said
     assert json.loads(said.removesuffix(why))[0]["pending"] == "2"
+
+
+def test_status_says_that_nothing_gets_through(airflow: Airflow) -> None:
+    """A retired API version stands beside the table, with since when and what to do."""
+    airflow("db", "upgrade")
+    _enter_people([7])
+    with closing(open_house()) as house:
+        ledger, now_us = house.ledger, house.now_us
+        (audience_id,) = {plan.audience_id for plan in house._plans["example"]}
+        ledger.resolved(audience_id, "7001", created=False, now_us=now_us())
+        (ad_account,) = ledger.connections()["criteo_default"]
+        terms = ClaimTerms("criteo_default", frozenset({ad_account}), Role.FRESH, "me", 120)
+        claimed = ledger.claim(terms, now_us=now_us())
+        assert claimed is not None
+        ledger.settle(claimed, outcome_of(410, {}, b"", now_s=0), now_us=now_us(), jitter=0.5)
+    code, said = airflow("status")
+    assert code == 0
+    told = r"Connection criteo_default, since \d{4}-\d\d-\d\d \d\d:\d\d UTC: The last request did not get through .*"
+    assert re.search(told + "Criteo has retired this API version.", said), said
 
 
 @pytest.mark.parametrize("output", ["table", "plain", "json", "yaml"])

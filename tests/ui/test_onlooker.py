@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from criteo_provider.core.errors import Unavailable
+from criteo_provider.core.model import Role
+from criteo_provider.core.outcome import outcome_of
 from criteo_provider.store.engine import open_engine
 from criteo_provider.ui import onlooker as room
 from criteo_provider.ui.onlooker import Onlooker
 from criteo_provider.wiring import House, Surroundings
 from tests.ui import scene
+from tests.world import World
 
 
 class Opener:
@@ -125,6 +129,25 @@ def test_the_scene_on_both_engines(onlooker: Onlooker, opener: Opener, ledger_ur
     assert (first.criteo_id, second.on_their_way) == ("7001", 1_255)
     assert canvases["lookalike_seed"].steps[0].numbers is None
     assert canvases["winter_offer"].owner == "growth-team"
+
+
+def test_an_outage_is_shown_though_nobody_is_stopped(onlooker: Onlooker, opener: Opener, ledger: str) -> None:
+    """Where no request gets through for longer than a minute, the page says so, at the connection and at its steps."""
+    world = World(ledger)
+    world.now_us = time.time_ns() // 1_000 - 120_000_000
+    claimed = world.claim(Role.RETRY)
+    while claimed is None:
+        world.pass_time(10)
+        claimed = world.claim()
+    world.settle(claimed, outcome_of(502, {}, b"", now_s=0))
+    world.close()
+    seen = onlooker.overview()
+    (told,) = [one for one in seen.problems if one.where == "Connection criteo_default"]
+    assert told.what.startswith("The last request did not get through to Criteo. Criteo's servers have trouble")
+    assert told.since is not None
+    states = {step.id: step.state for canvas in seen.canvases for step in canvas.steps}
+    assert states["add_vip"].kind == "trouble"
+    assert told.what in states["add_vip"].text
 
 
 @pytest.mark.usefixtures("ledger")

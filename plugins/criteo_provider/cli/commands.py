@@ -6,6 +6,7 @@ import getpass
 import sys
 from argparse import Namespace
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from criteo_provider.cli.command import command, show
@@ -52,10 +53,16 @@ def status(args: Namespace) -> bool:
         numbers = [step for step in house.numbers() if args.canvas in (None, step.canvas)]
         rows = [{**numbers_row(step), "state": states.get((step.canvas, step.step), "")} for step in numbers]
         slower = [one for one in house.flush() if one.sentence]
+        outages = house.outages()
     if args.canvas and not rows:
         print(f"The ledger knows no canvas {args.canvas}; `airflow criteo preflight` may say why.", file=sys.stderr)
         return False
     show(rows, args.output)
+    for outage in outages:
+        since = datetime.fromtimestamp(outage.since_us // 1_000_000, UTC)
+        print(
+            f"Connection {outage.connection_id}, since {since:%Y-%m-%d %H:%M} UTC: {outage.sentence}", file=sys.stderr
+        )
     for one in slower:
         print(f"Connection {one.connection_id}: {one.sentence}.", file=sys.stderr)
     return True

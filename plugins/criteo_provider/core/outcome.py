@@ -227,13 +227,14 @@ def _not_permitted(code: str) -> AccessLost:
 
 
 def _wrong_address(status: int) -> Unavailable:
-    code, what = "unknown-address", f"Nothing we know answers there (HTTP {status})."
+    code, what, mend = "unknown-address", f"Nothing we know answers there (HTTP {status}).", _ADDRESS
     if status == 410:
         code, what = "api-version-gone", "Criteo has retired this API version."
+        mend = "Check base URL and API version in the Criteo connection, or update this provider."
     if status == 415:
         # What is wrong with it is the same for everybody: nobody may be called bad for it.
         code, what = "wrong-content-type", "Criteo does not take JSON here (HTTP 415)."
-    return Unavailable(code, f"{what} {_ADDRESS} {_AGAIN}", maybe_applied=False)
+    return Unavailable(code, f"{what} {mend} {_AGAIN}", maybe_applied=False)
 
 
 def _server_trouble(status: int, wait_s: float | None) -> Unavailable:

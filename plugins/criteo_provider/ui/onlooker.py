@@ -101,7 +101,13 @@ def _seen_in(house: House) -> Overview:
         load_canvases(house.around.include_folder),  # an edited file shows at once
         numbers,
         read_directory(house.ledger.engine),
-        [Trouble(row.scope, row.key, row.sentence, row.since_us, row.next_probe_us) for row in troubles],
+        [
+            *(Trouble(row.scope, row.key, row.sentence, row.since_us, row.next_probe_us) for row in troubles),
+            *(
+                Trouble("connection", one.connection_id, one.sentence, one.since_us, one.next_try_us)
+                for one in house.outages()
+            ),
+        ],
         flushes=house.flush(),
         files_are_here=(house.around.include_folder / "canvases").is_dir(),
         now_us=_now_us(),

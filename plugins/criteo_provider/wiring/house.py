@@ -31,6 +31,7 @@ from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.metrics import StepNumbers
 from criteo_provider.store.migrate import refuse_if_foreign, upgrade
+from criteo_provider.store.outages import Outage, outages
 from criteo_provider.store.pacer import Pacer, pacer_url
 from criteo_provider.store.source_states import source_states
 from criteo_provider.store.troubles import FIRST_PROBE_OPTION
@@ -138,6 +139,10 @@ class House:
     def flush(self) -> list[Flush]:
         """Return how often each connection is flushed, and why when that is less often than declared."""
         return self._pace.flush()
+
+    def outages(self) -> list[Outage]:
+        """Return the connections for which no request gets through, though nobody is stopped."""
+        return outages(self.ledger.engine, now_us=self.now_us())
 
     def take_news(self) -> list[str]:
         """Return one sentence for each trouble that began or ended, or people given up, since this was last asked."""
