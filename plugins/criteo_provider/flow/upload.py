@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from criteo_provider.core.errors import Busy, LostClaim
+from criteo_provider.core.errors import Busy, LedgerUnwritable, LostClaim
 from criteo_provider.core.identifiers import Form, distinct
 from criteo_provider.core.model import MAX_IDENTIFIERS, ClaimedPart, ClaimedRequest, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Unavailable
@@ -199,8 +199,10 @@ class Upload:
             )
             self._count(claimed, outcome, lost)
             busy()
+        # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
+        except LedgerUnwritable as full:
+            log.warning("Request %d could not be settled; its people are sent again. %s", claimed.request_id, full)
         except Exception:
-            # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
             log.exception("Request %d could not be settled; its people are sent again later.", claimed.request_id)
         finally:
             self._made_room(claimed.identifiers)

@@ -8,7 +8,7 @@ import stamina
 from sqlalchemy import Connection, Engine, exists, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from criteo_provider.core.errors import AccessLost
+from criteo_provider.core.errors import AccessLost, LedgerUnwritable
 from criteo_provider.core.ports import Token
 from criteo_provider.store.clock import Clock
 from criteo_provider.store.consents import CANDIDATE
@@ -77,7 +77,7 @@ class ConsentTokens(LedgerTokens):
     def finish_renewal(self, value: str, *, ends_at_s: float, refresh_token: str | None = None) -> Token | None:
         """Store both tokens at once, insisting while the database is away; without a new one the old one stays."""
         for attempt in stamina.retry_context(
-            on=DBAPIError, attempts=None, timeout=STORE_WITHIN_S, wait_initial=0.2, wait_max=3.0
+            on=(DBAPIError, LedgerUnwritable), attempts=None, timeout=STORE_WITHIN_S, wait_initial=0.2, wait_max=3.0
         ):
             with attempt:
                 found = super().finish_renewal(

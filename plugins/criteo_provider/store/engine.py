@@ -12,7 +12,7 @@ import stamina
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 
-from criteo_provider.core.errors import LedgerRefused
+from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
 
 # Sealing transactions stay under 50 ms, so a minute of patience means somebody is stuck, not busy.
 BUSY_TIMEOUT_S = 60
@@ -40,8 +40,11 @@ def sqlite_path(url: str) -> Path | None:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes; on SQLite it takes the write lock at once, so it never has to be repeated."""
-    with engine.connect() as connection:
+    """One transaction that writes; on SQLite it takes the write lock at once, so it never has to be repeated.
+
+    Raises LedgerUnwritable where the database takes no writes at the moment.
+    """
+    with said_why(engine), engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
@@ -59,6 +62,17 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def said_why(engine: Engine) -> Iterator[None]:
+    """Raise LedgerUnwritable, with a sentence, for errors that mean that nothing can be written at the moment."""
+    try:
+        yield
+    except DBAPIError as error:
+        if (why := _unwritable(error, sqlite_path(engine.url.render_as_string(hide_password=False)))) is not None:
+            raise LedgerUnwritable(why) from None
+        raise
+
+
+@contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """One consistent look at the ledger; nothing may be written in it."""
     with engine.connect() as connection:
@@ -72,20 +86,21 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 _AS_BEFORE = "Nothing was half-written, and it goes on by itself once that is over."
 _UNWRITABLE = {
-    "SQLITE_FULL": "There is no room left on the disk of the ledger; make room there.",
+    "SQLITE_FULL": "There is no room left on the disk of the ledger{place}; make room there.",
     "53100": "There is no room left on the disk of the ledger's PostgreSQL server; make room there.",
-    "SQLITE_BUSY": f"Another process has kept the ledger to itself for {BUSY_TIMEOUT_S} s; look for a stuck one.",
-    "SQLITE_READONLY": "The ledger's file may only be read; let this user write it and its folder.",
-    "SQLITE_IOERR": "The disk of the ledger does not read or write; see to it.",
+    "SQLITE_BUSY": f"Another process kept the ledger{{place}} to itself for {BUSY_TIMEOUT_S} s; look for a stuck one.",
+    "SQLITE_READONLY": "The ledger's file{place} may only be read; let this user write it and its folder.",
+    "SQLITE_IOERR": "The disk of the ledger{place} does not read or write; see to it.",
 }
 
 
-def unwritable(error: DBAPIError) -> str | None:
+def _unwritable(error: DBAPIError, path: Path | None) -> str | None:
     """Say in a sentence why a database takes no writes at the moment, None where the trouble is another."""
     code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None) or ""
     # SQLite's extended codes begin with the plain one: SQLITE_IOERR_WRITE.
     told = next((sentence for known, sentence in _UNWRITABLE.items() if code.startswith(known)), None)
-    return f"{told} {_AS_BEFORE}" if told else None
+    place = f" ({path})" if path is not None else ""
+    return f"{told.format(place=place)} {_AS_BEFORE}" if told else None
 
 
 def _sqlite(url: str, pool_size: int) -> Engine:

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, Engine, Row, not_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core import identifiers as forms
-from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.core.model import (
     CanvasDeclaration,
     ClaimedPart,
@@ -39,7 +38,7 @@ from criteo_provider.store import (
 from criteo_provider.store import claim as claiming
 from criteo_provider.store.backlogs import Backlogs
 from criteo_provider.store.clock import caught_up, is_over
-from criteo_provider.store.engine import reading, unwritable, writing
+from criteo_provider.store.engine import reading, writing
 from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
@@ -386,8 +385,6 @@ class Ledger:
                 with writing(self.engine) as connection:
                     return verb(connection)
             except DBAPIError as error:
-                if (why := unwritable(error)) is not None:
-                    raise LedgerUnwritable(why) from None
                 if not left or getattr(error.orig, "sqlstate", None) not in _REPEATABLE:
                     raise
         raise AssertionError("unreachable")

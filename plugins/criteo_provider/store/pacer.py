@@ -22,7 +22,7 @@ from sqlalchemy import Engine, make_url
 from criteo_provider.core import pacing
 from criteo_provider.core.errors import Busy
 from criteo_provider.core.pacing import SECOND_US, Pace
-from criteo_provider.store.engine import sqlite_path, writing
+from criteo_provider.store.engine import said_why, sqlite_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ class Pacer:
 
     Thread-safe; open it after forking. ``stop`` ends every wait with Busy; ``patience_s`` raises Busy when
     the next slot is further away (for pages). ``margin_s`` is how late a slot may be used, ``window_s`` is
-    for tests. The slot of a process that dies is lost, no more. Raises Misconfigured and SQLAlchemy's errors.
+    for tests. The slot of a process that dies is lost, no more. Raises Misconfigured, LedgerUnwritable and
+    SQLAlchemy's errors.
     """
 
     def __init__(
@@ -265,7 +266,7 @@ class Pacer:
         self._execute(self._sql.insert)
 
     def _execute(self, statement: sa.Executable, **values: int) -> _Row | None:
-        with self._engine.connect() as connection:
+        with said_why(self._engine), self._engine.connect() as connection:
             result = connection.execute(statement, {"application_key": self._application, **values})
             return cast("_Row | None", result.one_or_none()) if result.returns_rows else None
 

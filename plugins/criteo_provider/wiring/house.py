@@ -14,7 +14,7 @@ from typing import Literal
 
 from sqlalchemy import Engine
 
-from criteo_provider.core.errors import CriteoSyncError
+from criteo_provider.core.errors import CriteoSyncError, LedgerUnwritable
 from criteo_provider.core.model import Role, StepPlan
 from criteo_provider.criteo_api.check import CheckResult, check_access
 from criteo_provider.criteo_api.client import CriteoClient
@@ -333,6 +333,8 @@ class House:
             try:
                 pacer, client = self.criteo.open(conn_id, ending)
                 permit = self.accounts.permit(conn_id, ad_accounts)
+            except LedgerUnwritable:
+                raise
             except CriteoSyncError as error:
                 if conn_id in used:  # of the others a launch tells
                     self.ledger.trouble(
