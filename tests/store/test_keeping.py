@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 from sqlalchemy import func, select, text
 
 from criteo_provider.core.model import Operation, Role
 from criteo_provider.core.outcome import Accepted, Unavailable
-from criteo_provider.store import people_index
-from criteo_provider.store.engine import writing
+from criteo_provider.store import earlier, people_index
+from criteo_provider.store.engine import reading, writing
 from criteo_provider.store.keeping import DAY_US, ROLLED_UP
 from criteo_provider.store.person import PersonStep, names_of
-from criteo_provider.store.schema import chunk, metric, part, request, stage
-from criteo_provider.store.schema_growth import people_page
-from tests.world import World, canvas, crowd, step
+from criteo_provider.store.schema import chunk, metadata, metric, part, request, stage
+from criteo_provider.store.schema_growth import people_page, people_segment
+from tests.world import World, canvas, crowd, digest, step
 
 
 @pytest.fixture
@@ -147,6 +148,71 @@ def test_old_people_are_kept_as_counts(world: World) -> None:
     assert story(world, "user-9")[0].status == "Synced"
 
 
+def traces(world: World, number: int) -> set[str]:
+    """The columns of the ledger that still hold a name of a made-up person, or a fingerprint of one."""
+    key = f"user-{number}".encode()
+    shortened = crc32(key), int.from_bytes(digest(number)[:4])
+    names = [b'"%b"' % key, digest(number), digest(number).hex().encode()]
+    prints = [short.to_bytes(4, "little") for short in shortened]
+    found = set()
+    with world.engine.connect() as connection:
+        for table in metadata.sorted_tables:
+            for row in connection.execute(select(table)).mappings():
+                for column, value in row.items():
+                    raw = value.encode() if isinstance(value, str) else value
+                    sought = [*names, *prints] if column in ("entries", "hashes") else names
+                    if isinstance(raw, bytes) and any(one in raw for one in sought):
+                        found.add(f"{table.name}.{column}")
+    return found
+
+
+@pytest.mark.parametrize("pages", ["one", "many"])
+def test_of_pruned_people_not_even_a_fingerprint_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch, pages: str
+) -> None:
+    """Keys, identifiers, earlier identifiers, filters and index pages go with their people; others are found still."""
+    monkeypatch.setattr(people_index, "_ONE_PAGE_PEOPLE", 0 if pages == "many" else 1_000)
+    monkeypatch.setattr(earlier, "SMALL", 0)
+    monkeypatch.setattr(earlier, "FEW", 0)
+    for number in range(4):
+        world.enter("vip", crowd([2 * number, 2 * number + 1]))
+    while (claimed := world.claim()) is not None:
+        world.settle(claimed)
+    world.pass_time(31 * 86_400)
+    world.ledger.enter_due_steps(now_us=world.now_us)
+    for number in (4, 5):  # in one segment with those before, and not finished
+        world.enter("vip", crowd([2 * number, 2 * number + 1]))
+    while (claimed := world.claim()) is not None:
+        world.settle(claimed)
+    while world.ledger.keeping.index_more():
+        pass
+    kept = {"chunk.user_keys", "identifiers.packed", "key_filter.hashes", "people_page.entries"}
+    assert traces(world, 1) == kept
+    while world.ledger.keeping.prune(before_us=world.now_us):
+        pass
+    assert [traces(world, number) for number in range(8)] == [set()] * 8
+    assert "people_page.entries" in traces(world, 9)
+    assert len(story(world, "user-9")) == 2
+
+
+def test_people_pruned_while_they_are_indexed_are_not_indexed(world: World) -> None:
+    """Whoever is slow to keep a segment leaves those out who were pruned in between."""
+    for number in range(4):
+        world.enter("vip", crowd([2 * number, 2 * number + 1]))
+    world.pass_time(31 * 86_400)
+    world.ledger.enter_due_steps(now_us=world.now_us)
+    while (claimed := world.claim()) is not None:
+        world.settle(claimed)
+    with reading(world.engine) as connection:
+        slow = people_index.make_segment(connection)
+    assert slow is not None
+    while world.ledger.keeping.prune(before_us=world.now_us):
+        pass
+    with writing(world.engine) as connection:
+        people_index.keep_segment(connection, slow)
+    assert [traces(world, number) for number in range(8)] == [set()] * 8
+
+
 def test_a_total_that_is_wrong_breaks_a_law(ledger_url: str) -> None:
     """`db check` compares running totals and reasons with the rows they run along with."""
     world = World(ledger_url)
@@ -173,9 +239,10 @@ def test_dropping_segments_never_forgets_how_far_they_go(world: World) -> None:
     while world.ledger.keeping.index_more():
         pass
     with world.engine.connect() as connection:
-        before = connection.execute(select(func.count()).select_from(people_page)).scalar() or 0
+        assert (connection.execute(select(func.count()).select_from(people_segment)).scalar() or 0) > 1
     while world.ledger.keeping.prune(before_us=world.now_us):
         pass
     with world.engine.connect() as connection:
-        assert 0 < (connection.execute(select(func.count()).select_from(people_page)).scalar() or 0) < before
+        assert connection.execute(select(func.count()).select_from(people_segment)).scalar() == 1
+        assert connection.execute(select(func.count()).select_from(people_page)).scalar() == 0
     assert not world.ledger.keeping.index_more()

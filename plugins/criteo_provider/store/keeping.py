@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Table, case, delete, func, insert, li
 
 from criteo_provider.core.model import PartState, StageState
 from criteo_provider.store.engine import reading
-from criteo_provider.store.people_index import keep_segment, make_segment
+from criteo_provider.store.people_index import forget, keep_segment, make_segment
 from criteo_provider.store.person import PersonStep, person
 from criteo_provider.store.schema import (
     chunk,
@@ -111,6 +111,7 @@ def _prune(connection: Connection, before_us: int) -> int:
     if not chosen:
         return 0
     chunk_ids = [row.id for row in chosen]
+    forget(connection, chunk_ids)
     stage_ids = list(connection.execute(select(stage.c.id).where(stage.c.chunk_id.in_(chunk_ids))).scalars())
     _keep_counts(connection, stage_ids)
     for table, column, ids in (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
-from sqlalchemy import Connection, func, insert, literal, literal_column, select, text
+from sqlalchemy import Connection, delete, func, insert, literal, literal_column, select, text, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.consent import USER_KEY, key_marks, value_marks
@@ -47,6 +47,7 @@ class Segment:
     last_chunk: int
     pages: int
     rows: list[dict[str, Any]] = field(repr=False)
+    chunks: frozenset[int] = frozenset()
 
 
 def chunks_with(connection: Connection, kind: str, names: Collection[Name]) -> dict[Name, set[int]]:
@@ -103,20 +104,51 @@ def make_segment(connection: Connection) -> Segment | None:
         if people < SEGMENT_PEOPLE and len(chosen) < SEGMENT_CHUNKS:
             return None
     pages = 1 if people <= _ONE_PAGE_PEOPLE else _PAGES
-    return Segment(chosen[0], chosen[-1], pages, list(_pages(connection, chosen, pages)))
+    return Segment(chosen[0], chosen[-1], pages, list(_pages(connection, chosen, pages)), frozenset(chosen))
 
 
 def keep_segment(connection: Connection, segment: Segment) -> bool:
     """Keep a segment; False when another process has covered its chunks meanwhile."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("LOCK TABLE people_segment IN EXCLUSIVE MODE"))
+    _alone(connection)
     if _indexed_upto(connection) >= segment.first_chunk:
         return False
     values = {"first_chunk": segment.first_chunk, "last_chunk": segment.last_chunk, "pages": segment.pages}
     segment_id = connection.execute(insert(people_segment).values(values).returning(people_segment.c.id)).scalar_one()
     if segment.rows:
         connection.execute(insert(people_page), [{"segment_id": segment_id, **row} for row in segment.rows])
+    still_there = select(chunk.c.id).where(chunk.c.id.between(segment.first_chunk, segment.last_chunk))
+    forget(connection, segment.chunks.difference(connection.execute(still_there).scalars()))
     return True
+
+
+def forget(connection: Connection, chunk_ids: Collection[int]) -> None:
+    """Take every trace of these chunks out of the index; nobody keeps a segment of theirs until this is committed."""
+    import numpy as np
+
+    _alone(connection)
+    if not chunk_ids:
+        return
+    gone = np.array(sorted(chunk_ids), dtype=np.int64)
+    overlapping = people_segment.c.first_chunk <= int(gone[-1]), people_segment.c.last_chunk >= int(gone[0])
+    for segment in connection.execute(select(people_segment).where(*overlapping)).all():
+        of_segment = people_page.c.segment_id == segment.id
+        columns = people_page.c.kind, people_page.c.page, people_page.c.count, people_page.c.entries
+        for kind, page, count, entries in connection.execute(select(*columns).where(of_segment)).all():
+            prefixes, offsets = _entries(count, entries)
+            stay = ~np.isin(offsets + np.int64(segment.first_chunk), gone)
+            left = int(np.count_nonzero(stay))
+            this = of_segment, people_page.c.kind == kind, people_page.c.page == page
+            if not left:
+                connection.execute(delete(people_page).where(*this))
+            elif left < count:
+                rest = prefixes[stay].tobytes() + offsets[stay].tobytes()
+                connection.execute(update(people_page).where(*this).values(count=left, entries=rest))
+
+
+def _alone(connection: Connection) -> None:
+    """Let nobody else change the index until the end of this transaction (SQLite has one writer)."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("LOCK TABLE people_segment IN EXCLUSIVE MODE"))
 
 
 def _indexed_upto(connection: Connection) -> int:
@@ -211,11 +243,17 @@ def _match(
     """Take in what one page knows of the names."""
     import numpy as np
 
-    prefixes = np.frombuffer(entries, dtype="<u4", count=count)
-    offsets = np.frombuffer(entries, dtype="<u4", offset=4 * count)
+    prefixes, offsets = _entries(count, entries)
     begin, end = np.searchsorted(prefixes, wanted, "left"), np.searchsorted(prefixes, wanted, "right")
     for index in np.flatnonzero(end > begin).tolist():
         found[names[index]].update((offsets[begin[index] : end[index]] + first_chunk).tolist())
+
+
+def _entries(count: int, entries: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Take a page apart: ascending prefixes, and in which chunk of the segment each stands."""
+    import numpy as np
+
+    return np.frombuffer(entries, dtype="<u4", count=count), np.frombuffer(entries, dtype="<u4", offset=4 * count)
 
 
 def _search(connection: Connection, kind: str, name: Name, indexed: int) -> Sequence[int]:
