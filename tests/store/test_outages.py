@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from criteo_provider.core.model import CanvasDeclaration
 from criteo_provider.core.outcome import AccessLost, Busy, Outcome, Refused, Unavailable, outcome_of
+from criteo_provider.store.audience_rows import step_states
 from criteo_provider.store.outages import Outage, outages
 from tests.world import World, canvas, crowd, step
 
@@ -42,9 +46,10 @@ def test_an_outage_is_told_when_it_lasts_and_is_over_with_the_first_answer(waiti
     assert (outage.connection_id, outage.since_us) == ("criteo_default", began_us)
     assert outage.next_try_us > began_us + 45_000_000
     assert outage.sentence == (
-        "None of the last 2 requests got through to Criteo. Criteo's servers have trouble (HTTP 502). "
+        "None of the last 2 requests got through to Criteo; 3 people wait. Criteo's servers have trouble (HTTP 502). "
         "People stay pending and are tried again by themselves."
     )
+    assert step_states(waiting.engine, now_us=waiting.now_us) == {("vip", "add"): outage.sentence}
     claimed = waiting.claim() or waiting.claim_retry()
     assert claimed is not None
     assert seen(waiting) == [outage]  # also while the next try is on its way
@@ -74,6 +79,16 @@ def test_what_is_told_elsewhere_is_no_outage(waiting: World, outcome: Outcome) -
     fail(waiting, outcome)
     waiting.pass_time(90)
     assert seen(waiting) == []
+
+
+@pytest.mark.parametrize("canvases", [[canvas("vip", replace(step("add"), paused=True))], []])
+def test_who_is_held_is_not_tried_again(waiting: World, canvases: list[CanvasDeclaration]) -> None:
+    """While a step rests, in its file or with its file gone, its last failure is no outage; it is when it goes on."""
+    fail(waiting, RETIRED)
+    waiting.declare(*canvases, resolve=False)
+    assert seen(waiting) == []
+    waiting.declare(canvas("vip", step("add")), resolve=False)
+    assert len(seen(waiting)) == 1
 
 
 def test_what_nobody_waits_for_is_no_outage(waiting: World) -> None:

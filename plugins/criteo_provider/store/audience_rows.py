@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, select
 
 from criteo_provider.store.engine import reading
+from criteo_provider.store.outages import outages
 from criteo_provider.store.schema import audience, canvas, step, step_version, trouble
 from criteo_provider.store.troubles import keys_of
 
@@ -27,11 +28,12 @@ class AudienceRow:
     state: str
 
 
-def audience_rows(engine: Engine) -> list[AudienceRow]:
+def audience_rows(engine: Engine, *, now_us: int) -> list[AudienceRow]:
     """Return all audiences by ad account and name."""
+    unanswered = {("connection", each.connection_id): each.sentence for each in outages(engine, now_us=now_us)}
     with reading(engine) as connection:
         steps = _steps(connection)
-        troubles = {(row.scope, row.key): row.sentence for row in connection.execute(select(trouble))}
+        troubles = unanswered | {(row.scope, row.key): row.sentence for row in connection.execute(select(trouble))}
         rows = connection.execute(select(audience).order_by(audience.c.ad_account, audience.c.name)).all()
     found = []
     for row in rows:
@@ -54,9 +56,9 @@ def audience_rows(engine: Engine) -> list[AudienceRow]:
     return found
 
 
-def step_states(engine: Engine) -> dict[tuple[str, str], str]:
+def step_states(engine: Engine, *, now_us: int) -> dict[tuple[str, str], str]:
     """Say in a few words how each step fares, by canvas and step id."""
-    audiences = {row.audience_id: row for row in audience_rows(engine)}
+    audiences = {row.audience_id: row for row in audience_rows(engine, now_us=now_us)}
     query = (
         select(step, step_version.c.audience_id, canvas.c.launched_us)
         .join(step_version, step_version.c.id == step.c.version_id)

@@ -8,7 +8,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, and_, func, select, un
 
 from criteo_provider.core.model import PartState
 from criteo_provider.store.engine import reading
-from criteo_provider.store.schema import audience, part, request, trouble
+from criteo_provider.store.holding import at_work
+from criteo_provider.store.schema import audience, part, request, step, step_version, trouble
+from criteo_provider.store.schema_growth import step_total
 
 # A server that stumbles is nothing to tell of, while everybody is tried again by itself.
 LASTING_US = 60_000_000
@@ -45,12 +47,16 @@ def _tried(state: ColumnElement[bool]) -> tuple[ColumnElement[bool], ...]:
 
 
 def _waiting(connection: Connection) -> list[tuple[str, int]]:
-    """Return the connections people wait for who were tried in vain, and the next try; quiet ones cost no more."""
+    """Return the connections people wait for who were tried in vain, and the next try; quiet ones cost no more.
+
+    Whoever is held in a step that rests is not tried again, and waits for something else.
+    """
     # One state at a time, each by its index; who is being tried at this moment waits as well.
     tried = union_all(
         *(
             select(part.c.audience_id, func.min(part.c.due_us).label("due_us"))
-            .where(*_tried(part.c.state == state))
+            .join(step, step.c.id == part.c.step_id)
+            .where(*_tried(part.c.state == state), at_work())
             .group_by(part.c.audience_id)
             for state in _OPEN
         )
@@ -85,4 +91,18 @@ def _outage(connection: Connection, conn_id: str, next_try_us: int, now_us: int)
     reason = connection.execute(latest.order_by(part.c.due_us.desc()).limit(1)).scalar() or ""
     tries = "The last request" if many == 1 else f"None of the last {many:,} requests"
     what = "did not get through" if many == 1 else "got through"
-    return Outage(conn_id, since_us, next_try_us, f"{tries} {what} to Criteo. {reason}".strip())
+    people = _pending(connection, conn_id)
+    wait = f"{people:,} {'person waits' if people == 1 else 'people wait'}"
+    return Outage(conn_id, since_us, next_try_us, f"{tries} {what} to Criteo; {wait}. {reason}".strip())
+
+
+def _pending(connection: Connection, conn_id: str) -> int:
+    """Count the people pending in the steps at work of a connection."""
+    query = (
+        select(func.coalesce(func.sum(step_total.c.pending), 0))
+        .join(step, step.c.id == step_total.c.step_id)
+        .join(step_version, step_version.c.id == step.c.version_id)
+        .join(audience, audience.c.id == step_version.c.audience_id)
+        .where(audience.c.connection_id == conn_id, at_work())
+    )
+    return int(connection.execute(query).scalar_one())

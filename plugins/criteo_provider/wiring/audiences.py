@@ -37,12 +37,12 @@ class Audiences:
     def rows(self) -> list[AudienceRow]:
         """Return every audience a canvas has named, as the ledger knows it."""
         self._house.declare()
-        return audience_rows(self._house.ledger.engine)
+        return audience_rows(self._house.ledger.engine, now_us=self._house.now_us())
 
     def states(self) -> dict[tuple[str, str], str]:
         """Say in a few words how each step fares, by canvas and step id."""
         self._house.declare()
-        return step_states(self._house.ledger.engine)
+        return step_states(self._house.ledger.engine, now_us=self._house.now_us())
 
     def create(self, conn_id: str, ad_account: str, name: str) -> tuple[str, bool]:
         """Find or create a contact list for somebody who waits; return its Criteo id, and whether it was created."""
