@@ -6,11 +6,12 @@ import pytest
 from sqlalchemy import func, select
 
 from criteo_provider.core.batching import pack
+from criteo_provider.core.consent import value_marks
 from criteo_provider.core.identifiers import Form, encode
 from criteo_provider.core.model import ClaimedRequest, Operation, Reason, Role, SealedPeople, Span
 from criteo_provider.core.outcome import Accepted, Refused, Unavailable
 from criteo_provider.store import earlier, people_index
-from criteo_provider.store.schema import chunk, part
+from criteo_provider.store.schema import chunk, metadata, part
 from criteo_provider.store.schema_growth import people_segment
 from criteo_provider.store.schema_order import key_filter
 from tests.world import World, canvas, crowd, digest, step
@@ -251,3 +252,53 @@ def test_the_index_of_people_finds_what_filters_find(
             form: {one: list(values) for one, values in found.items()} for form, found in by_filters.items()
         }
         assert [*by_index[EMAIL.value, None][0]] == [digest(2002), digest(1002), digest(2)]
+
+
+def test_who_is_pruned_is_in_no_table_any_more(world: World, lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses of before, filters and index of finished people go with them; whoever is not finished keeps all."""
+    monkeypatch.setattr(earlier, "SMALL", 0)
+    monkeypatch.setattr(people_index, "SEGMENT_PEOPLE", 3)
+    monkeypatch.setattr(people_index, "_SETTLED_US", -(10**16))
+    world.enter("in", people(("anna", 1, 1), ("ben", 2, None)))
+    lists.drain()
+    world.pass_time(60)
+    world.enter("out", people(("anna", 11, None), ("cleo", 3, None)))
+    lists.drain()
+    world.enter("in", people(("dora", 4, None)))
+    lists.drain()
+    while world.ledger.keeping.index_more():
+        pass
+    anna = {b"anna", digest(1), digest(11), digest(1)[:16], *value_marks("email_sha256", [digest(1)])}
+    assert {"chunk", "identifiers", "earlier"} <= tables_with(world, anna)
+    assert {"key_filter", "people_page"} <= tables_with_rows(world)
+    world.pass_time(31 * 86_400)
+    world.enter("out", people(("dora", 41, None)))
+    lists.drain()
+    assert world.ledger.keeping.prune(before_us=world.now_us) == 5
+    assert tables_with(world, anna) == set()
+    assert tables_with(world, {b"dora", digest(41)}) == {"chunk", "identifiers"}
+    assert tables_with(world, {digest(4)}) == {"earlier"}  # taken out by a removal that is still on record
+    world.pass_time(1)
+    assert world.ledger.keeping.prune(before_us=world.now_us) == 1
+    assert {"chunk", "stage", "part", "identifiers", "earlier", "key_filter", "people_page"}.isdisjoint(
+        tables_with_rows(world)
+    )
+
+
+def tables_with(world: World, names: set[bytes]) -> set[str]:
+    """The tables in which any of these names is found, in whatever column."""
+    with world.engine.connect() as connection:
+        return {
+            table.name
+            for table in metadata.sorted_tables
+            for row in connection.execute(select(table))
+            for value in row
+            if isinstance(value, str | bytes)
+            and any(name in (value.encode() if isinstance(value, str) else value) for name in names)
+        }
+
+
+def tables_with_rows(world: World) -> set[str]:
+    """The tables that are not empty."""
+    with world.engine.connect() as connection:
+        return {table.name for table in metadata.sorted_tables if connection.execute(select(table)).first()}

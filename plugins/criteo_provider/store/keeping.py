@@ -154,14 +154,13 @@ def _keep_counts(connection: Connection, stage_ids: Collection[int]) -> None:
 
 
 def _drop_empty_segments(connection: Connection) -> None:
-    """Forget the segments whose chunks are all gone, but for the last one: it says how far the index goes."""
+    """Forget the segments whose chunks are all gone; of the last one only its pages: it says how far the index goes."""
     there = select(chunk.c.id).where(chunk.c.id.between(people_segment.c.first_chunk, people_segment.c.last_chunk))
-    newest = select(func.max(people_segment.c.last_chunk)).scalar_subquery()
-    query = select(people_segment.c.id).where(~there.exists(), people_segment.c.last_chunk < newest)
-    ids = list(connection.execute(query).scalars())
-    if ids:
-        connection.execute(delete(people_page).where(people_page.c.segment_id.in_(ids)))
-        connection.execute(delete(people_segment).where(people_segment.c.id.in_(ids)))
+    newest = connection.execute(select(func.max(people_segment.c.last_chunk))).scalar()
+    rows = connection.execute(select(people_segment.c.id, people_segment.c.last_chunk).where(~there.exists())).all()
+    if rows:
+        _delete(connection, people_page, people_page.c.segment_id, [row.id for row in rows])
+        _delete(connection, people_segment, people_segment.c.id, [row.id for row in rows if row.last_chunk != newest])
 
 
 def _prune_requests(connection: Connection, before_us: int) -> int:
