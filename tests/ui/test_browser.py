@@ -258,6 +258,65 @@ def test_no_ledger_here(login: Login, airflow: str) -> None:
     keep_picture(page, "no_ledger")
 
 
+LONG = "A_name_without_any_space_that_somebody_has_pasted_from_a_spreadsheet_and_that_no_small_screen_can_hold"
+
+
+def fits(page: Page) -> bool:
+    """Whether nothing but a table, which scrolls by itself, is wider than the window."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+def test_audiences_on_a_small_screen(login: Login, airflow: str) -> None:
+    """Long names break, what a canvas has to say is as wide as the window, and the table scrolls by itself."""
+    page = login("dark")
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.goto(f"{airflow}/audience-sync/")
+    expect(page.get_by_role("row", name="add_vip")).to_be_visible()
+    assert fits(page)
+    seen = page.request.get(f"{airflow}/audience-sync/api/steps").json()
+    seen["problems"] = [{"where": LONG, "what": LONG, "mend": "", "points": [LONG], "since": None, "next_try": None}]
+    said = {"notes": [LONG], "findings": [LONG], "told_above": 1, "checked": seen["as_of"]}
+    seen["canvases"][0] |= {"name": LONG, **said}
+    page.route("**/api/steps", lambda route: route.fulfill(json=seen))
+    page.reload()
+    expect(page.get_by_text("1 to mend, told above; 1 finding.")).to_be_visible()
+    assert fits(page)
+    assert page.get_by_role("heading", name="Audiences").bounding_box()["height"] < 40  # type: ignore[index]
+    canvas_says = page.locator(".canvas [data-part=note]").first.bounding_box()
+    assert canvas_says is not None
+    assert canvas_says["x"] + canvas_says["width"] <= 400
+    keep_picture(page, "audiences_small")
+
+
+def test_accounts_on_a_small_screen(login: Login, airflow: str) -> None:
+    """A page of long names fits; a dead consent is not called in force, and who may only look is told whom to ask."""
+    page = login()
+    page.set_viewport_size({"width": 400, "height": 900})
+    account = {
+        "ad_account": "1001",
+        "name": LONG,
+        "usable": True,
+        "state": "invalid",
+        "sentence": "Revoked.",
+        "by": "ada",
+    }
+    check = {"running": False, "done": 2, "total": 2, "failures": [LONG], "old_is_dead": True}
+    connection = {
+        "connection_id": LONG, "lives_in": None, "grant_type": "authorization_code", "state": "invalid",
+        "sentence": "Press Reconnect.", "by": "ada", "at": "2027-01-15T08:00:00Z", "checked": None,
+        "accounts": [{**account, "by": "ada", "at": "2027-01-15T08:00:00Z", "used_by": [LONG]}],
+        "handover": check, "has_candidate": True,
+    }  # fmt: skip
+    book = {"connections": [connection], "may_write": False, "redirect_uri": None, "cannot_connect": None}
+    page.route("**/api/accounts", lambda route: route.fulfill(json={**book, "no_ledger": None}))
+    page.goto(f"{airflow}/audience-sync/accounts")
+    old = "The new consent does not reach everything. The old one does not work any more."
+    expect(page.get_by_role("heading", name=old)).to_be_visible()
+    expect(page.get_by_text("To connect or reconnect, ask somebody")).to_be_visible()
+    assert fits(page)
+    keep_picture(page, "accounts_small")
+
+
 def test_a_session_that_ends(login: Login, airflow: str) -> None:
     """When the session ends the numbers stay, the page says so, and leads out of the frame to sign in."""
     page = login(trouble_expected=True)

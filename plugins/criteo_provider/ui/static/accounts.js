@@ -79,7 +79,8 @@ let book = { connections: [], may_write: false };
 function fillBook() {
   const can = book.may_write && !book.cannot_connect;
   show(byId("connect"), can);
-  const notes = [book.cannot_connect, book.no_ledger && "There is no ledger yet; it is made when the first account is connected."];
+  const askSomebody = !book.may_write && book.connections.some((one) => ["invalid", "expiring", "unconnected"].includes(one.state));
+  const notes = [askSomebody && "You may look. To connect or reconnect, ask somebody who may write Airflow connections.", book.cannot_connect, book.no_ledger && "There is no ledger yet; it is made when the first account is connected."];
   fillList(byId("notes"), notes.filter(Boolean), () => document.createElement("p"), say);
   show(byId("empty"), !book.connections.length);
   say(part(byId("empty"), "how"), can ? "Press Connect Criteo to begin." : "Ask somebody who may write Airflow connections to connect one.");
@@ -142,9 +143,11 @@ function fillCheck(box, connection) {
   bar.max = Math.max(check.total, 1);
   bar.value = check.done;
   const interrupted = !check.running && !check.failures.length;
+  const old = check.old_is_dead ? "The old one does not work any more." : "The old one is still in force.";
   say(box.querySelector("h3"), check.running
-    ? `Trying the new consent: ${check.done} of ${check.total} done. The old one goes on until all is well.`
-    : interrupted ? "The check of the new consent was interrupted. The old one is still in force." : "The new consent does not reach everything. The old one is still in force.");
+    ? `Trying the new consent: ${check.done} of ${check.total} done. ${check.old_is_dead ? old : "The old one goes on until all is well."}`
+    : `${interrupted ? "The check of the new consent was interrupted." : "The new consent does not reach everything."} ${old}`);
+  say(box.querySelector('[data-do="keep"]'), check.old_is_dead ? "Drop the new consent" : "Keep the old consent");
   fillList(box.querySelector("ul"), check.failures, newItem, say);
   show(box.querySelector(".buttons"), book.may_write);
   for (const name of ["again", "keep"]) show(box.querySelector(`[data-do="${name}"]`), name === "keep" || !check.running);
