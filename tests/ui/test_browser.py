@@ -249,8 +249,8 @@ def test_no_ledger_here(login: Login, airflow: str) -> None:
     """Where this API server has no ledger, the page says why instead of showing zeros."""
     page = login()
     why = "The ledger file was made on another host. Create the Airflow connection `criteo_ledger`."
-    nothing = {"as_of": "2027-01-15T08:00:00Z", "problems": [], "canvases": [], "notes": [], "refresh_s": 5}
-    page.route("**/api/steps", lambda route: route.fulfill(json={**nothing, "no_ledger": why}))
+    nothing = {"as_of": "2027-01-15T08:00:00Z", "problems": [], "canvases": [], "notes": [], "pace": []}
+    page.route("**/api/steps", lambda route: route.fulfill(json={**nothing, "no_ledger": why, "refresh_s": 5}))
     page.goto(f"{airflow}/audience-sync/")
     expect(page.get_by_role("region", name="No ledger here")).to_contain_text(why)
     expect(page.get_by_role("status")).to_have_text("No numbers can be shown.")
