@@ -157,7 +157,9 @@ class Live:
     def told_on_page(self) -> str:
         """Return every sentence the page shows about trouble."""
         page = self.page()
-        said = [f"{each['where']}: {each['what']} {each['mend']}" for each in page["problems"]]
+        said = [
+            " ".join([f"{each['where']}:", each["what"], each["mend"], *each["points"]]) for each in page["problems"]
+        ]
         states = [step["state"]["text"] for canvas in page["canvases"] for step in canvas["steps"]]
         return "\n".join([*said, *states])
 
