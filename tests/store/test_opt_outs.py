@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
+from criteo_provider.core.batching import pack
 from criteo_provider.core.consent import FeedDeclaration, Withdrawal, key_marks, value_marks
-from criteo_provider.core.model import ClaimedRequest, Operation
+from criteo_provider.core.identifiers import Form, encode
+from criteo_provider.core.model import ClaimedRequest, Operation, SealedPeople
 from criteo_provider.core.outcome import Unavailable
 from criteo_provider.store import opt_outs, people_index, withdraw
 from criteo_provider.store.engine import reading, writing
@@ -299,3 +301,34 @@ def test_the_index_of_people_leaves_few_chunks_to_be_read(
         pass
     world.drain()
     assert world.members() == {digest(n) for n in range(63)} - {digest(n) for n in (4, 25, 60)}
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_an_add_of_who_has_opted_out_overtakes_no_removal(world: OptOutWorld, followed: bool) -> None:
+    """Two users share an address: one leaves, the other enters and opts out before a retry; it does not stay."""
+    world.declare(canvas("in", step("add")), canvas("out", step("remove", Operation.REMOVE)))
+    world.enter("in", crowd([1]))
+    world.drain()
+    assert world.members() == {digest(1)}
+    world.pass_time(1)
+    world.enter("out", crowd([1]))
+    failing = world.claim()
+    assert failing is not None
+    world.settle(failing, Unavailable("http-503", "Criteo's servers have trouble.", maybe_applied=False))
+    world.pass_time(1)
+    world.enter("in", shared([(2, 1)]))
+    world.tell(*by_key(2), follow=followed)
+    world.pass_time(3600)
+    world.drain()
+    assert world.members() == set()
+    assert world.numbers("remove") == (1, 1, 0, 0, 0)
+
+
+def shared(told: Sequence[tuple[int, int]]) -> SealedPeople:
+    """People of these numbers, each with the address of another number."""
+    return pack(
+        [f"user-{number}" for number, _ in told],
+        {("email_sha256", None): [digest(address) for _, address in told]},
+        {"email": [None] * len(told)},
+        lambda values, form: encode(values, Form(form)),
+    )

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import Operation, PartState, Reason, Span
 from criteo_provider.core.spans import from_ordinals, ordinal_at, size, slots, subtract
+from criteo_provider.store.opt_outs import any_opt_outs, withdrawn_in
 from criteo_provider.store.schema import identifiers, part
 from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import refold, spans_from_text, spans_to_text
@@ -39,7 +40,7 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
         if not facing:
             continue
         # One rival at a time: memory stays flat however many there are.
-        theirs = set(values_of(connection, rival))
+        theirs = _still_meant(connection, rival)
         for row in facing:
             if not theirs.isdisjoint(own[row.id]):
                 named = theirs.intersection(own[row.id])
@@ -57,6 +58,16 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
         return list(rows)
     current = {row.id: row for row in connection.execute(select(part).where(part.c.id.in_(kept)))}
     return [current[part_id] for part_id in kept]
+
+
+def _still_meant(connection: Connection, rival: Row[Any]) -> set[bytes]:
+    """Return whom a later intent will have sent in the end: an add of who has opted out comes to nothing."""
+    spans: Sequence[Span] = spans_from_text(rival.spans)
+    # Whoever opts out once sent is removed again by that.
+    if not rival.attempts and rival.operation == Operation.ADD and any_opt_outs(connection):
+        withdrawn = withdrawn_in(connection, [rival.chunk_id]).get(rival.chunk_id, [])
+        spans = subtract(spans, from_ordinals(one.ordinal for one in withdrawn))
+    return set(values_in(connection, rival.chunk_id, rival.form, rival.earlier_id, spans))
 
 
 def people_of(connection: Connection, row: Row[Any], named: Collection[bytes]) -> dict[int, bytes]:
@@ -141,6 +152,7 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
 def _later(*which: ColumnElement[bool]) -> Select[Any]:
     return select(
         part.c.upload_id,
+        part.c.operation,
         part.c.chunk_id,
         part.c.form,
         part.c.earlier_id,
