@@ -282,9 +282,10 @@ def test_audiences_on_a_small_screen(login: Login, airflow: str) -> None:
     expect(page.get_by_text("1 to mend, told above; 1 finding.")).to_be_visible()
     assert fits(page)
     assert page.get_by_role("heading", name="Audiences").bounding_box()["height"] < 40  # type: ignore[index]
-    canvas_says = page.locator(".canvas [data-part=note]").first.bounding_box()
-    assert canvas_says is not None
-    assert canvas_says["x"] + canvas_says["width"] <= 400
+    for name in ("name", "owner", "note", "checked", "findings"):
+        said_at = page.locator(f".canvas [data-part={name}]").first.bounding_box()
+        assert said_at is not None
+        assert said_at["x"] + said_at["width"] <= 400, name
     keep_picture(page, "audiences_small")
 
 
