@@ -23,14 +23,21 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 @dataclass
 class LocalAirflow:
-    """`airflow standalone` in ``home`` on free ports of 127.0.0.1, with one user and the canvases of ``include``."""
+    """`airflow standalone` in ``home`` on free ports of 127.0.0.1, with one user and the canvases of ``include``.
+
+    ``usual_ports``: those where people look, if they are free; of several that start at once only one may want them.
+    """
 
     home: Path
     ledger: Path
     include: Path = PROJECT / "include"
-    port: int = field(default_factory=lambda: free_port(8080))
+    usual_ports: bool = True
+    port: int = 0
     user: str = "admin"
     password: str = field(default_factory=lambda: secrets.token_urlsafe(9), repr=False)
+
+    def __post_init__(self) -> None:
+        self.port = self.port or self._free_port(8080)
 
     @property
     def url(self) -> str:
@@ -112,12 +119,15 @@ class LocalAirflow:
             "api__host": "127.0.0.1",
             "api__port": str(self.port),
             "api__base_url": self.url,
-            "logging__worker_log_server_port": str(free_port(8793)),
-            "logging__trigger_log_server_port": str(free_port(8794)),
+            "logging__worker_log_server_port": str(self._free_port(8793)),
+            "logging__trigger_log_server_port": str(self._free_port(8794)),
             # The scheduler looks more often than once a second: a second sooner at Criteo, 4 % of a core.
             "scheduler__scheduler_idle_sleep_time": "0.4",
             "scheduler__enable_health_check": "False",
         }
+
+    def _free_port(self, usual: int) -> int:
+        return free_port(usual if self.usual_ports else 0)
 
     def _wait(self, household: Household, name: str) -> None:
         deadline = time.monotonic() + READY_WITHIN_S

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep whole Airflows in one process, one after the other, and each browser's story too; deal out all other tests.
+    """Keep each story of a whole Airflow in one process, and each browser's too; deal out all other tests.
 
     xdist's own groups (`--dist loadgroup`) do not reach the workers under pytest 9.2.
     """
@@ -43,9 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneStoryInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            if file.startswith("tests/e2e/"):
-                return "tests/e2e"
-            return file if file.endswith("browser.py") else nodeid
+            return file if file.startswith("tests/e2e/") or file.endswith("browser.py") else nodeid
 
     return OneStoryInOneProcess(config, log)
 

@@ -250,7 +250,7 @@ def running(
     include, logs = place / "include", place / "logs"
     for folder in (include / "canvases", include / "segments", logs):
         folder.mkdir(parents=True)
-    airflow = LocalAirflow(place / "airflow", place / "ledger.db", include)
+    airflow = LocalAirflow(place / "airflow", place / "ledger.db", include, usual_ports=False)
     airflow.environment.update({f"AIRFLOW__{name.upper()}": value for name, value in settings.items()})
     try:
         with pytest.MonkeyPatch.context() as patch, Household(logs) as household:

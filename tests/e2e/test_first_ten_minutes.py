@@ -133,7 +133,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Newcom
     monkeypatch.setattr(local_airflow, "READY_WITHIN_S", 400.0)  # however busy this machine is
     place, logs = tmp_path / "tutorial", tmp_path / "logs"
     logs.mkdir()
-    airflow = LocalAirflow(place / "airflow", place / "ledger.db", place / "include")
+    airflow = LocalAirflow(place / "airflow", place / "ledger.db", place / "include", usual_ports=False)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     try:
         with running_sandbox() as sandbox, Household(logs) as household:

@@ -26,7 +26,7 @@ from tests.flow.shop import Person, Shop, open_house, sync, write_canvas
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import local_airflow
-from processes import Household, free_port
+from processes import Household
 
 SYNC, RETRY = "criteo_audience_sync", "criteo_audience_retry"
 THREE_HOURS_S = 180.0
@@ -61,7 +61,7 @@ class Deployment:
         self.place, self.household, self.sandbox, self.chat = place, household, sandbox, chat
         self.shop, self.include = Shop(place / "shop.db"), place / "include"
         self._people = (number for number in count(1) if number % 10 and number % 7)  # with an address and a yes to ads
-        self.airflow = local_airflow.LocalAirflow(place / "airflow", place / "ledger.db", port=free_port())
+        self.airflow = local_airflow.LocalAirflow(place / "airflow", place / "ledger.db", usual_ports=False)
 
     def start(self) -> None:
         write_canvas(self.include, "vip", sync("add", "Shoppers"))

@@ -344,8 +344,8 @@ def test_an_audience_deleted_at_criteo(
             sandbox.add_segment(AD_ACCOUNT, "Shoppers")
             with writing(house.ledger.engine) as connection:
                 connection.execute(update(audience).values(resolver_until_us=0))
+            drain(house)  # it is found again
             shop.add(Person(number) for number in range(21, 31))
-            drain(house)
             drain(house)
             assert numbers(house)["add"][3] == 0
             assert (size(sandbox, "Shoppers") or 0) > 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sqlalchemy import update
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.engine import writing
+from criteo_provider.store.launches import KnownAudience, Launches
 from criteo_provider.store.schema import audience
 from criteo_provider.wiring import House
 from tests.conftest import PROJECT
@@ -75,6 +77,29 @@ def test_an_audience_made_after_the_listing_is_not_called_gone(
         (report,) = house.preflight.reports("vip")
     assert report.findings == ()
     assert report.targets[0].criteo_id == str(sandbox.state()["segments"][0]["id"])
+
+
+def test_an_audience_made_during_the_check_is_not_called_gone(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another launch makes known between two looks at the ledger is no audience Criteo has lost."""
+    write_canvas(include, "vip", sync("add", "Shoppers"))
+    with closing(open_vip()) as house:
+        drain(house)
+    listing, audiences, asked = CriteoClient.listing, Launches.audiences, Counter[str]()
+
+    def as_of_then(launches: Launches, canvas_id: str) -> list[KnownAudience]:
+        asked[canvas_id] += 1
+        known = audiences(launches, canvas_id)
+        return [replace(one, criteo_id=None) for one in known] if asked[canvas_id] == 1 else known
+
+    stale = lambda client, ad_account: replace(listing(client, ad_account), audiences=())  # noqa: E731
+    monkeypatch.setattr(CriteoClient, "listing", stale)
+    monkeypatch.setattr(Launches, "audiences", as_of_then)
+    with closing(open_vip()) as house:
+        (report,) = house.preflight.reports("vip")
+    assert asked["vip"]
+    assert report.findings == ()
 
 
 def test_a_permission_that_only_reads_is_found_before_anybody_is_sent(

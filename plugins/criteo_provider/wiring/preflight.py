@@ -218,14 +218,16 @@ class Preflight:
         else:
             try:
                 listing = survey.listing(conn_id, ad_account)
-                names = self._names(canvas, listing, survey)
+                # The ledger is asked once, and before Criteo: what another launch makes known meanwhile is not gone.
+                known = self._known(canvas, ad_account)
+                names = self._names(canvas, listing, known, survey)
             except Busy:
                 raise
             except CriteoSyncError as error:
                 yield of_error(error, where, conn_id, ad_account)
                 return
             mine: list[Target] = []
-            yield from self._audiences(canvas, steps, listing, names, mine)
+            yield from self._audiences(canvas, steps, listing, known, names, mine)
             there = next((one.criteo_id for one in mine if one.criteo_id), None)  # with none, nothing can be tried
             if there and not survey.may_change(conn_id, ad_account, there):
                 yield found("read-only-permission", where, conn_id=conn_id, ad_account=ad_account)
@@ -237,10 +239,10 @@ class Preflight:
         audiences = self._house.ledger.launches.audiences(canvas.id)
         return {one.name: one.criteo_id for one in audiences if one.criteo_id and one.ad_account == ad_account}
 
-    def _names(self, canvas: Canvas, listing: Listing, survey: Survey) -> dict[str, str]:
+    def _names(self, canvas: Canvas, listing: Listing, known: Mapping[str, str], survey: Survey) -> dict[str, str]:
         """Return the names at Criteo by id: what the listing lacks may have been made after it, by another launch."""
         names = {one.criteo_id: one.name for one in listing.audiences}
-        if unlisted := sorted({*self._known(canvas, listing.ad_account).values()} - {*names}):
+        if unlisted := sorted({*known.values()} - {*names}):
             seen = survey.desk(canvas.connection).client.look_up(unlisted)
             names |= {criteo_id: info.name for criteo_id, info in seen.items()}
         return names
@@ -250,10 +252,10 @@ class Preflight:
         canvas: Canvas,
         steps: Sequence[AudienceStep],
         listing: Listing,
+        known: Mapping[str, str],
         names: Mapping[str, str],
         targets: list[Target],
     ) -> Iterator[Finding]:
-        known = self._known(canvas, listing.ad_account)
         for step in steps:
             name, ad_account = step.sync.audience, step.sync.ad_account
             where, before = f"step {step.id}", known.get(name)
