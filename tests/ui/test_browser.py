@@ -316,6 +316,9 @@ def test_accounts_on_a_small_screen(login: Login, airflow: str) -> None:
     expect(page.get_by_text("To connect or reconnect, ask somebody")).to_be_visible()
     assert fits(page)
     keep_picture(page, "accounts_small")
+    check["running"] = True
+    page.reload()
+    expect(page.get_by_role("progressbar", name="Audiences checked")).to_be_visible()
 
 
 def test_a_session_that_ends(login: Login, airflow: str) -> None:
