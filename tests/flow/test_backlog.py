@@ -178,6 +178,24 @@ def test_who_came_shortly_before_the_split_is_fresh_too(
     assert (sorted(entered(world)), set_aside(world)) == (list(range(1, 30)), 0)
 
 
+def test_rows_deleted_while_a_source_is_split_do_not_take_the_cursor_back(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left when the end is looked for was read before: nothing is set aside, and nobody is read twice."""
+    people = People(tmp_path / "shop.db")
+    people.commit(*range(1, 11))
+    source = people.source(world)
+    newest = source._keyset.newest
+
+    def deleted_just_before(*arguments: Any, **named: Any) -> Any:
+        with closing(sqlite3.connect(people.path)) as shop, shop:
+            shop.execute("DELETE FROM people WHERE id > 4")
+        return newest(*arguments, **named)
+
+    monkeypatch.setattr(source._keyset, "newest", deleted_just_before)
+    assert source.split_at([6]) is None
+
+
 def test_a_row_committed_late_behind_the_last_of_a_backlog_is_found(world: World, tmp_path: Path) -> None:
     """The row at the end of a backlog may be gone when it is reached: what lies before it is looked at again."""
     people = People(tmp_path / "shop.db")
