@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep each story of a whole Airflow in one process, and each browser's too; deal out all other tests.
+    """Deal out tests one by one; a browser's story stays in one process, and at most two whole Airflows run at a time.
 
     xdist's own groups (`--dist loadgroup`) do not reach the workers under pytest 9.2.
     """
@@ -43,7 +43,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneStoryInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.startswith("tests/e2e/") or file.endswith("browser.py") else nodeid
+            if file.startswith("tests/e2e/"):
+                return "faults" if file.endswith("faults.py") else "other Airflows"
+            return file if file.endswith("browser.py") else nodeid
 
     return OneStoryInOneProcess(config, log)
 
