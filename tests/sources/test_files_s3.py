@@ -102,5 +102,5 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket: Any) -> None:
     """A wrong bucket is SourceFailed and nothing else."""
     from airflow.sdk import ObjectStoragePath
 
-    with pytest.raises(SourceFailed, match="the folder cannot be listed now"):
+    with pytest.raises(SourceFailed, match="there is no folder"):
         source(ObjectStoragePath("s3://nowhere/in", conn_id="lake")).is_ahead(None, nothing_seen)
