@@ -30,7 +30,7 @@ from tests.postgres import PostgresServer, fresh_database, running_postgres  # n
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is told in `tests/simulator`."""
-    parser.addoption("--schedules", type=int, default=100, help="how many stories the simulator tells (CI: 10000)")
+    parser.addoption("--schedules", type=int, default=100, help="how many stories the simulator tells")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

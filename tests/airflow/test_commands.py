@@ -425,7 +425,9 @@ def test_status_says_that_nothing_gets_through(airflow: Airflow) -> None:
         ledger.settle(claimed, outcome_of(410, {}, b"", now_s=0), now_us=now_us(), jitter=0.5)
     code, said = airflow("status")
     assert code == 0
-    told = r"Connection criteo_default, since \d{4}-\d\d-\d\d \d\d:\d\d UTC: The last request did not get through .*"
+    told = (
+        r"Connection criteo_default, since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: The last request did not get through .*"
+    )
     assert re.search(told + "Criteo has retired this API version.", said), said
 
 

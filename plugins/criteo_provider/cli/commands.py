@@ -6,10 +6,9 @@ import getpass
 import sys
 from argparse import Namespace
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from criteo_provider.cli.command import command, show
+from criteo_provider.cli.command import command, moment, show
 from criteo_provider.core.model import Reason
 from criteo_provider.hooks.surroundings import open_house
 
@@ -59,10 +58,8 @@ def status(args: Namespace) -> bool:
         return False
     show(rows, args.output)
     for outage in outages:
-        since = datetime.fromtimestamp(outage.since_us // 1_000_000, UTC)
-        print(
-            f"Connection {outage.connection_id}, since {since:%Y-%m-%d %H:%M} UTC: {outage.sentence}", file=sys.stderr
-        )
+        since = moment(outage.since_us)
+        print(f"Connection {outage.connection_id}, since {since}: {outage.sentence}", file=sys.stderr)
     for one in slower:
         print(f"Connection {one.connection_id}: {one.sentence}.", file=sys.stderr)
     return True
