@@ -39,7 +39,7 @@ backfill: $(INSTALLED) ## while `make run` is up: add a million people to the ex
 	@.venv/bin/python include/example_data.py add 1000000
 
 test: $(INSTALLED) $(ORACLE) ## every test, on SQLite and PostgreSQL; T="-k word" picks some
-	@pytest -n 4 --dist loadscope --schedules 8600 $(T)
+	@pytest -n 4 --dist loadscope --schedules 10000 $(T)
 
 fast: $(INSTALLED) ## the tests that need neither Airflow nor PostgreSQL
 	@pytest tests/core tests/flow tests/store tests/simulator -m "not slow" -k "not postgres" $(T)

@@ -1,10 +1,10 @@
 """The books of a story, kept after the rules of the design from what the ledger was told, and nothing else."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from criteo_provider.core.identifiers import Form, decode, from_wire
-from criteo_provider.core.model import ClaimedRequest, Operation, PartState, SealedPeople, StepPlan
+from criteo_provider.core.model import ClaimedPart, ClaimedRequest, Operation, PartState, SealedPeople, StepPlan
 from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Busy, Outcome, Refused, Unavailable
 
 # Stage, form, ordinal, and 0; or under which number a removal keeps what its people were added under before.
@@ -29,6 +29,7 @@ class Books:
         self.is_last: dict[int, bool] = {}  # stage: whether its step was the last one
         self.live: dict[int, Live] = {}
         self.unsure: list[ClaimedRequest] = []  # their answers were lost: in flight until their leases end
+        self.taken_again: set[tuple[int, int]] = set()  # stage and ordinal
         self.first_trouble_us: int | None = None
         self.probed: dict[tuple[str, str], int] = {}  # open troubles: when they were last met
         self.paused_us: int = 0  # a bound of how long anything was paused
@@ -156,15 +157,9 @@ class Books:
             rivals.append(made)
 
     def claimed(self, claimed: ClaimedRequest, again: Collection[int], now_us: int) -> None:
-        """A request may fly, beside all that is in the air; ``again`` names parts that decide nobody's status."""
+        """A request may fly, beside all that is in the air; ``again`` names parts that repeat what others have sent."""
         self.leases_ended(now_us)
-        places = [
-            (one.stage_id, one.form, ordinal, one.earlier_id or 0)
-            for one in claimed.parts
-            if one.part_id not in again
-            for span in one.spans
-            for ordinal in range(span.first, span.last)
-        ]
+        places = _places(one for one in claimed.parts if one.part_id not in again)
         in_air = [one.claimed for one in self.live.values()] + self.unsure
         for other in in_air:
             if other.lease_until_us < now_us or other.audience_id != claimed.audience_id:
@@ -180,7 +175,8 @@ class Books:
             if intent.clock_us is None:
                 intent.clock_us, intent.clock_of = now_us, claimed.request_id
         self._probes(claimed, now_us)
-        self.live[claimed.request_id] = Live(claimed, places)
+        once_more = _places(one for one in claimed.parts if one.part_id in again)
+        self.live[claimed.request_id] = Live(claimed, places, once_more)
 
     def leases_ended(self, now_us: int) -> None:
         """Whoever let a lease run out has lost the request."""
@@ -210,6 +206,9 @@ class Books:
         intents = [self.intents[place] for place in live.places]
         if isinstance(outcome, Accepted):
             self._accepted(claimed, intents, outcome)
+            # Whoever Criteo has taken is synced, also while the request that was to settle them is tried again.
+            _, taken, _ = _told_apart(claimed, [self.intents[place] for place in live.once_more], outcome)
+            self.taken_again.update(one.place[::2] for one in taken)
             self._healed(claimed)
         elif isinstance(outcome, Refused):
             if intents and claimed.identifiers == 1:
@@ -267,19 +266,13 @@ class Books:
             self.probed.update((key, -PROBES_APART_US) for key in _keys(claimed).items() if key in self.probed)
 
     def _accepted(self, claimed: ClaimedRequest, intents: list[Intent], outcome: Accepted) -> None:
-        forms = {one.form for one in claimed.parts}
-        named = {from_wire(text, Form(form)) for text in outcome.sample for form in forms} - {None}
-        refused = [one for one in intents if one.value in named]
-        rest = [one for one in intents if one.value not in named]
-        if outcome.invalid and not outcome.valid:
-            refused, rest = intents, []
+        refused, taken, unsure = _told_apart(claimed, intents, outcome)
         for one in refused:
             one.fate = PartState.REFUSED
-        if len(named) >= outcome.invalid or (outcome.invalid and not outcome.valid):
-            for one in rest:
-                one.fate = PartState.ACCEPTED
-        elif len(rest) == 1:
-            rest[0].may.add("refused")
+        for one in taken:
+            one.fate = PartState.ACCEPTED
+        if len(unsure) == 1:
+            unsure[0].may.add("refused")
 
     def _healed(self, claimed: ClaimedRequest) -> None:
         for key in _keys(claimed).items():
@@ -327,3 +320,25 @@ class Books:
 
 def _keys(claimed: ClaimedRequest) -> dict[str, str]:
     return {"connection": CONNECTION, "ad_account": AD_ACCOUNT_KEY, "audience": str(claimed.audience_id)}
+
+
+def _places(parts: Iterable[ClaimedPart]) -> list[Place]:
+    return [
+        (one.stage_id, one.form, ordinal, one.earlier_id or 0)
+        for one in parts
+        for span in one.spans
+        for ordinal in range(span.first, span.last)
+    ]
+
+
+def _told_apart(
+    claimed: ClaimedRequest, intents: list[Intent], outcome: Accepted
+) -> tuple[list[Intent], list[Intent], list[Intent]]:
+    """Whom Criteo has refused, whom it has taken, and of whom its answer says neither."""
+    if outcome.invalid and not outcome.valid:
+        return intents, [], []
+    forms = {one.form for one in claimed.parts}
+    named = {from_wire(text, Form(form)) for text in outcome.sample for form in forms} - {None}
+    refused = [one for one in intents if one.value in named]
+    rest = [one for one in intents if one.value not in named]
+    return (refused, rest, []) if len(named) >= outcome.invalid else (refused, [], rest)

@@ -91,6 +91,8 @@ class Hearing:
                 at_work = self.oracle.steps[self.oracle.step_of[stage_id]].at_work
                 late = row.state is PartState.OPEN and at_work and (row.deadline_us or now_us + 1) <= now_us
                 states.setdefault((stage_id, ordinal), []).append(PartState.ERRORED if late else row.state)
+        for key in self.oracle.taken_again:
+            states.setdefault(key, []).append(PartState.ACCEPTED)
         return Counter(
             (self.oracle.step_of[stage_id], status_of(states.get((stage_id, ordinal), ())))
             for stage_id, ordinal in stored.view

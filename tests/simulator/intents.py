@@ -68,6 +68,7 @@ class Live:
 
     claimed: ClaimedRequest
     places: list[Place]
+    once_more: list[Place]  # of whom a late request may have undone
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ class Oracle(Books):
         by_person: dict[tuple[int, int], set[PartState]] = defaultdict(set)
         for (stage_id, _form, ordinal, _), state in seen.items():
             by_person[stage_id, ordinal].add(state)
+        for key in self.taken_again:
+            by_person[key].add(PartState.ACCEPTED)
         for stage_id, keys in self.people.items():
             if self.enters[stage_id][1]:
                 for ordinal in range(len(keys)):

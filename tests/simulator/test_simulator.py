@@ -45,6 +45,25 @@ ONCE_WRONG = {
         ("enter", "a", "out"),
         ("keep", "a"),
     ],
+    "whom a late request may have undone is sent once more, and taken, before the first try is settled": [
+        ("rows", "out", 14, 4, 1),
+        ("enter", "b", "out"),
+        ("rows", "in", 4),
+        ("enter", "b", "in"),
+        ("run", 2),
+        ("resolve", "a"),
+        ("answer", "slow"),
+        ("step", 3),
+        ("step", 2),
+        ("upload", "a"),
+        ("rows", "tour", 8, 9),
+        ("enter", "a", "tour"),
+        ("run", 0),
+        ("answer", "503"),
+        ("pass", 46800),
+        ("keep", "b"),
+        ("run", 2),
+    ],
 }
 
 
