@@ -143,10 +143,7 @@ class Oracle(Books):
             if any(one.stood not in FINAL for one in intents):
                 yield f"Somebody of audience {audience_id} is still pending: {[one.place for one in intents]}."
             wanted = [one for one in reached if not one.may & {"field", "dropped"} or one.fate is not None]
-            # What somebody has overtaken who then opted out was not sent, and nobody has come in its place.
-            held_back = filter(self._is_held_back, intents)
-            overtaken = wanted and any(self._overtakes(one, wanted[-1]) for one in held_back)
-            if wanted and wanted == reached[-len(wanted) :] and not overtaken:
+            if wanted and wanted == reached[-len(wanted) :]:
                 yield from self._last_wins(wanted[-1], there=there)
             if there and not any(one.operation is Operation.ADD and one.tried for one in intents):
                 yield f"Audience {audience_id} holds somebody nobody has sent."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -205,6 +206,51 @@ def test_removals_are_never_held_back(world: OptOutWorld) -> None:
     assert claimed is not None
     assert world.sent(claimed) == [digest(1)]
     world.accept(claimed)
+
+
+def test_a_removal_does_not_give_way_to_an_add_whose_person_opts_out(world: OptOutWorld) -> None:
+    """An address two users share leaves the list with the first, though the second had come before the removal's retry.
+
+    The second opts out before anybody has sent the add: then nothing but the removal is left of what was meant.
+    """
+    world.declare(canvas("vip", step("add")), canvas("stop", step("remove", Operation.REMOVE)))
+    world.enter("vip", crowd([1]))
+    world.drain()
+    world.pass_time(1)
+    world.enter("stop", crowd([1]))
+    failing = world.claim()
+    assert failing is not None
+    world.settle(failing, Unavailable("503", "Criteo is away."))
+    world.pass_time(1)
+    world.enter("vip", replace(crowd([1]), user_keys=("another-user",)))
+    world.pass_time(60)
+    removal = world.claim_retry()
+    assert removal is not None
+    assert removal.operation is Operation.REMOVE
+    world.tell(Withdrawal("user_key", key_marks(["another-user"])[0]))
+    world.accept(removal)
+    world.drain()
+    assert world.members() == set()
+    assert world.numbers("remove") == (1, 1, 0, 0, 0)
+
+
+def test_a_removal_tried_again_gives_way_to_an_add_that_was_sent(world: OptOutWorld) -> None:
+    """Who came back while a removal failed stays in the list: the removal is superseded once the add was sent."""
+    world.declare(canvas("vip", step("add")), canvas("stop", step("remove", Operation.REMOVE)))
+    world.enter("stop", crowd([1, 2]))
+    failing = world.claim()
+    assert failing is not None
+    world.settle(failing, Unavailable("503", "Criteo is away.", maybe_applied=False))
+    world.pass_time(0.1)
+    world.enter("vip", crowd([1]))
+    sent = world.claim()
+    assert sent is not None
+    assert sent.operation is Operation.ADD
+    world.accept(sent)
+    world.pass_time(60)
+    world.drain()
+    assert world.members() == {digest(1)}
+    assert world.numbers("remove") == (2, 1, 1, 0, 0)
 
 
 def test_an_opt_out_of_one_canvas_leaves_the_others_alone(world: OptOutWorld) -> None:

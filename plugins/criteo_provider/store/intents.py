@@ -10,17 +10,18 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import Operation, PartState, Reason, Span
 from criteo_provider.core.spans import from_ordinals, ordinal_at, size, slots, subtract
-from criteo_provider.store.opt_outs import any_opt_outs, withdrawn_in
 from criteo_provider.store.schema import identifiers, part
 from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import refold, spans_from_text, spans_to_text
 
 
 def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us: int) -> list[Row[Any]]:
-    """Close those people of open parts for whom a later opposite intent was sent (or, on a retry, exists).
+    """Close those people of open parts for whom a later opposite intent was sent (or, on an add's retry, exists).
 
     ``rows`` are open parts of one audience and operation; returns the parts that still have somebody to send,
     as they stand now. An intent is (audience, form, identifier) at the time the person reached the step.
+
+    A removal gives way to what was sent only: an add that still waits comes to nothing when its person opts out.
     """
     if not rows:
         return []
@@ -35,12 +36,13 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
             for row in rows
             if rival.form == row.form
             and (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)
-            and (rival.attempts or row.attempts)
+            and (rival.attempts or _may_yield(row))
         ]
         if not facing:
             continue
         # One rival at a time: memory stays flat however many there are.
-        theirs = _still_meant(connection, rival)
+        spans = spans_from_text(rival.spans)
+        theirs = set(values_in(connection, rival.chunk_id, rival.form, rival.earlier_id, spans))
         for row in facing:
             if not theirs.isdisjoint(own[row.id]):
                 named = theirs.intersection(own[row.id])
@@ -60,14 +62,9 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     return [current[part_id] for part_id in kept]
 
 
-def _still_meant(connection: Connection, rival: Row[Any]) -> set[bytes]:
-    """Return whom a later intent will have sent in the end: an add of who has opted out comes to nothing."""
-    spans: Sequence[Span] = spans_from_text(rival.spans)
-    # Whoever opts out once sent is removed again by that.
-    if not rival.attempts and rival.operation == Operation.ADD and any_opt_outs(connection):
-        withdrawn = withdrawn_in(connection, [rival.chunk_id]).get(rival.chunk_id, [])
-        spans = subtract(spans, from_ordinals(one.ordinal for one in withdrawn))
-    return set(values_in(connection, rival.chunk_id, rival.form, rival.earlier_id, spans))
+def _may_yield(row: Row[Any]) -> bool:
+    """Whether a part gives way to what is yet to be sent."""
+    return bool(row.attempts) and row.operation == Operation.ADD
 
 
 def people_of(connection: Connection, row: Row[Any], named: Collection[bytes]) -> dict[int, bytes]:
@@ -145,8 +142,8 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
         "since_us": min(row.intent_us for row in rows),
         "forms": list({row.form for row in rows}),
     }
-    is_retry = any(row.attempts for row in rows)
-    return connection.execute(_LATER_UNSENT_TOO if is_retry else _LATER_SENT, wanted).all()
+    unsent_too = any(map(_may_yield, rows))
+    return connection.execute(_LATER_UNSENT_TOO if unsent_too else _LATER_SENT, wanted).all()
 
 
 def _later(*which: ColumnElement[bool]) -> Select[Any]:
