@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Engine, func, not_, select
+from sqlalchemy import Engine, func, select
 
 from criteo_provider.core.ports import Json
 from criteo_provider.store.clock import is_over
@@ -21,13 +21,17 @@ class SourceStates:
 
     now_us: int
     _positions: dict[str, str]
-    _troubled: frozenset[str]
+    _troubles: dict[str, tuple[str, bool]]
     _left: frozenset[str]
     _looks: dict[str, list[tuple[bool, int]]]
 
     def may_look(self, canvas_id: str) -> bool:
         """Tell whether there is no trouble with the source, or it wants to be tried again now."""
-        return canvas_id not in self._troubled
+        return self._troubles.get(canvas_id, ("", True))[1]
+
+    def trouble(self, canvas_id: str) -> str | None:
+        """Return the sentence about what is wrong with the source, as far as is known."""
+        return self._troubles.get(canvas_id, (None,))[0]
 
     def has_backlog(self, canvas_id: str) -> bool:
         """Tell whether a backlog is set aside."""
@@ -48,7 +52,8 @@ class SourceStates:
 def source_states(engine: Engine, *, now_us: int) -> SourceStates:
     """Read how all sources stand: four statements, however many there are."""
     positions = select(source_cursor.c.canvas_id, source_cursor.c.position)
-    troubled = select(trouble.c.key).where(trouble.c.scope == "source", not_(is_over(trouble.c.next_probe_us, now_us)))
+    may_look = is_over(trouble.c.next_probe_us, now_us).label("may_look")
+    troubles = select(trouble.c.key, trouble.c.sentence, may_look).where(trouble.c.scope == "source")
     due = select(look.c.canvas_id, look.c.last, func.min(look.c.due_us).label("due_us"))
     due = due.where(look.c.due_us <= now_us).group_by(look.c.canvas_id, look.c.last)
     looks: dict[str, list[tuple[bool, int]]] = defaultdict(list)
@@ -58,7 +63,7 @@ def source_states(engine: Engine, *, now_us: int) -> SourceStates:
         return SourceStates(
             now_us,
             {row.canvas_id: row.position for row in connection.execute(positions)},
-            frozenset(connection.execute(troubled).scalars()),
+            {row.key: (row.sentence, bool(row.may_look)) for row in connection.execute(troubles)},
             frozenset(connection.execute(select(backlog.c.canvas_id).distinct()).scalars()),
             looks,
         )

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 
 from criteo_provider.core.consent import FEED_PREFIX
-from criteo_provider.core.errors import CriteoSyncError
 from criteo_provider.flow.drain import Reader
 from criteo_provider.settings.opt_outs import Feeds, OptOutFeed, load_feeds
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.source_states import SourceStates
-from criteo_provider.wiring.reading import feed_reader_of, is_ahead
+from criteo_provider.wiring.reading import feed_reader_of, looked_at
 from criteo_provider.wiring.surroundings import Surroundings
 
 _BROKEN_FILE = "broken-file"
@@ -41,10 +40,9 @@ class Consent:
         """Tell whether a feed has something new or opt-outs are to be followed, and which feeds cannot be looked at."""
         ahead, problems = False, []
         for feed in self._declared:
-            try:
-                ahead = ahead or is_ahead(feed, self._around.source, self._ledger(), states)
-            except CriteoSyncError as error:
-                problems.append(f"Feed {feed.id}: {error}")
+            if not ahead:
+                ahead, wrong = looked_at(feed, self._around.source, self._ledger(), states)
+                problems += [f"Feed {feed.id}: {wrong}"] if wrong else []
         return ahead or self._ledger().opt_outs.is_unfinished(), tuple(problems)
 
     def follow(self) -> bool:

@@ -47,7 +47,7 @@ from criteo_provider.wiring.idle import Idle
 from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
-from criteo_provider.wiring.reading import backlog_reader_of, can_be_split, is_ahead, reader_of
+from criteo_provider.wiring.reading import backlog_reader_of, can_be_split, looked_at, reader_of
 from criteo_provider.wiring.records import Records
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
@@ -70,7 +70,7 @@ class House:
     # --- what people and DAGs ask
 
     def waiting(self) -> Waiting:
-        """Look whether there is work; reads no rows and changes nothing but what canvas files say."""
+        """Look whether there is work; reads no rows, writes down what files say and which sources are broken."""
         now_us = self.now_us()
         work = self.ledger.open_work(now_us=now_us)
         ahead, problems = self._sources_ahead(now_us)
@@ -316,10 +316,9 @@ class House:
             # Whom nobody can be sent for now need not enter yet: the next probe takes all of them along.
             if stopped.issuperset(plan.audience_id for plan in plans):
                 continue
-            try:
-                ahead = ahead or is_ahead(canvas, self.around.source, self.ledger, states)
-            except CriteoSyncError as error:
-                problems.append(f"Canvas {canvas.id}: {error}")
+            if not ahead:
+                ahead, wrong = looked_at(canvas, self.around.source, self.ledger, states)
+                problems += [f"Canvas {canvas.id}: {wrong}"] if wrong else []
         return ahead, tuple(problems)
 
     @contextmanager

@@ -104,10 +104,28 @@ def feed_reader_of(
     )
 
 
-def is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates) -> bool:
-    """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
+def looked_at(
+    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates
+) -> tuple[bool, str | None]:
+    """Tell whether a source is worth reading now, and what is wrong with it.
+
+    A source that breaks while nobody reads is a trouble like any other, and over once it answers with nothing new;
+    one that has something new is for the reader to judge.
+    """
     if not states.may_look(of.id):
-        return False
+        return False, states.trouble(of.id)
+    try:
+        ahead = _is_ahead(of, source, ledger, states)
+    except (SourceFailed, Misconfigured) as error:
+        ledger.source_failed(of.id, str(error), now_us=states.now_us)
+        return False, str(error)
+    if not ahead and states.trouble(of.id):
+        ledger.healed("source", of.id, now_us=states.now_us)
+    return ahead, None
+
+
+def _is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates) -> bool:
+    """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
     if can_be_split(of) and states.has_backlog(of.id):
         return True
     if source(of).is_ahead(states.position(of.id), partial(ledger.completed_units, of.id)):
