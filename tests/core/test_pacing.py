@@ -53,7 +53,7 @@ def sends(asks: list[Ask], limit: int, window_us: int, margin_us: int, step_marg
     for ask in asks:
         clock_us += ask.after_us
         hold_us = max(hold_us, clock_us + ask.hold_us if ask.hold_us else 0)
-        slot_us = max(due_us, hold_us, clock_us)
+        slot_us = max(due_us, hold_us, clock_us - margin_us * 3 // 4)
         if slot_us > clock_us + ask.reach_us:
             continue  # not near enough yet: it asks again later
         granted = max(1, limit - ask.lowered_by)

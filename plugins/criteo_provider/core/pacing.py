@@ -68,6 +68,14 @@ class Pace:
         return round(self.margin_s * SECOND_US)
 
     @property
+    def overdue_us(self) -> int:
+        """How long a slot nobody reserved may be overdue and still be handed out: then a quarter of the margin is left.
+
+        A slot keeps the moment it was due, so the bound is untouched; a late wake-up does not cost it any more.
+        """
+        return self.margin_us * 3 // 4
+
+    @property
     def span_us(self) -> int:
         """Window and margin together: the stretch that must hold no more slots than the limit."""
         return self.window_us + self.margin_us

@@ -53,7 +53,10 @@ _Row = tuple[int, int, int | None, int]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """When one call may start: from ``due_s`` until ``good_until_s``, on this machine's monotonic clock."""
+    """When one call may start: from ``due_s`` until ``good_until_s``, on this machine's monotonic clock.
+
+    A slot that was overdue already when it was handed out is due at once.
+    """
 
     due_s: float
     good_until_s: float
@@ -298,7 +301,7 @@ class _Statements:
         self.reserve = (
             sa.update(pacer)
             .where(mine, greatest(due, held) <= now + sa.bindparam("reach_us", type_=sa.BigInteger))
-            .values(due_us=greatest(due, held, now) + step)
+            .values(due_us=greatest(due, held, now - pace.overdue_us) + step)
             .returning(due - step - now, step, pacer.c.granted_limit, pacer.c.refusals)
         )
         self.look = sa.select(due - now, held - now, pacer.c.granted_limit, pacer.c.refusals).where(mine)
