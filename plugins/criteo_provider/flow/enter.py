@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -108,35 +109,50 @@ class _Gathered:
     since_s: float = 0.0
 
 
-class _Sealing:
-    """Seals one chunk after the other; the last one is being packed while the next is read, if reading is quick."""
+_Packing = tuple[_Gathered, Callable[[], SealedPeople]]
 
-    def __init__(self, enter: Enter, hold: CursorHold, done: Entered) -> None:
-        self._enter, self._hold, self._done = enter, hold, done
-        self._waiting: tuple[_Gathered, Callable[[], SealedPeople]] | None = None
+
+class _Sealing:
+    """Seals one chunk after the other; while the next is read, one is being packed and, ``behind``, one is sealed."""
+
+    def __init__(self, enter: Enter, hold: CursorHold, done: Entered, behind: Executor | None) -> None:
+        self._enter, self._hold, self._done, self._behind = enter, hold, done, behind
+        self._waiting: _Packing | None = None
+        self._under_way: Future[CursorHold] | None = None
 
     def hand_over(self, gathered: _Gathered) -> None:
         """Begin to pack a chunk and seal the one before; a slow source's chunk is sealed at once."""
-        before, self._waiting = self._waiting, None
-        ready = before[1]() if before else None
-        self._waiting = gathered, self._enter.begin_packing(gathered)
-        if before and ready is not None:
-            self._hold = self._enter.seal(self._hold, before[0], ready, self._done)
+        before, self._waiting = self._waiting, (gathered, self._enter.begin_packing(gathered))
+        self._seal(before)
         if time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
             self._seal_waiting()
 
     def finish(self, gathered: _Gathered) -> CursorHold:
         """Seal whatever is left."""
-        self._seal_waiting()
         if gathered.pages:
             self.hand_over(gathered)
-            self._seal_waiting()
+        self._seal_waiting()
+        self._sealed()
         return self._hold
 
     def _seal_waiting(self) -> None:
-        before, self._waiting = self._waiting, None
-        if before:
-            self._hold = self._enter.seal(self._hold, before[0], before[1](), self._done)
+        waiting, self._waiting = self._waiting, None
+        self._seal(waiting)
+
+    def _seal(self, waiting: _Packing | None) -> None:
+        if waiting is None:
+            return
+        self._sealed()
+        if self._behind is None:
+            self._hold = self._enter.seal(self._hold, *waiting, self._done)
+        else:
+            self._under_way = self._behind.submit(self._enter.seal, self._hold, *waiting, self._done)
+
+    def _sealed(self) -> None:
+        """Wait for the chunk that is being sealed; raise what went wrong with it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            self._hold = under_way.result()
 
 
 class Enter:
@@ -218,8 +234,16 @@ class Enter:
         *,
         most_rows: int | None = None,
     ) -> CursorHold:
+        # What is packed beside is sealed behind: this thread only reads then.
+        if self._begin_packing is pack_here:
+            return self._enter_by(_Sealing(self, hold, done, None), pages, done, stop, most_rows)
+        with ThreadPoolExecutor(1, thread_name_prefix="criteo-seal") as behind:
+            return self._enter_by(_Sealing(self, hold, done, behind), pages, done, stop, most_rows)
+
+    def _enter_by(
+        self, sealing: _Sealing, pages: Iterator[Page], done: Entered, stop: threading.Event, most_rows: int | None
+    ) -> CursorHold:
         gathered = _Gathered()
-        sealing = _Sealing(self, hold, done)
         try:
             for page in pages:
                 done.rows += page.rows
@@ -239,8 +263,11 @@ class Enter:
             raise
         return sealing.finish(gathered)
 
-    def seal(self, hold: CursorHold, gathered: _Gathered, people: SealedPeople, done: Entered) -> CursorHold:
-        """Write packed people and the cursor behind them."""
+    def seal(
+        self, hold: CursorHold, gathered: _Gathered, result: Callable[[], SealedPeople], done: Entered
+    ) -> CursorHold:
+        """Write people, once they are packed, and the cursor behind them."""
+        people = result()
         hold = self._ledger.seal(
             hold,
             people,
@@ -254,8 +281,10 @@ class Enter:
         return hold
 
     def begin_packing(self, gathered: _Gathered) -> Callable[[], SealedPeople]:
-        """Begin to pack what was gathered."""
-        return self._begin_packing(self._plan.fields, gathered.keys, gathered.columns)
+        """Begin to pack what was gathered, and let go of the rows themselves."""
+        keys, columns = gathered.keys, gathered.columns
+        gathered.keys, gathered.columns = [], {}
+        return self._begin_packing(self._plan.fields, keys, columns)
 
     def _count(self, done: Entered, people: SealedPeople) -> None:
         """Count for this tick, and for whoever watches while it goes on."""

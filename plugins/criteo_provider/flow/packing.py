@@ -78,6 +78,12 @@ def order_of(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Column
         return None
 
 
+def packed_order(order: bytes) -> SealedPeople:
+    """Pack what an order asks for."""
+    fields, keys, columns = marshal.loads(order)  # noqa: S302 - written by ``order_of``
+    return packed([FieldColumn(*chosen) for chosen in fields], keys, columns)
+
+
 def parcel_of(people: SealedPeople) -> bytes:
     """Write packed people."""
     forms = [
@@ -120,8 +126,7 @@ def read(pipe: IO[bytes]) -> bytes | None:
 def main() -> None:
     """Pack whatever comes in, until nothing more does."""
     while (order := read(sys.stdin.buffer)) is not None:
-        fields, keys, columns = marshal.loads(order)  # noqa: S302 - written by the process that started this one
-        write(sys.stdout.buffer, parcel_of(packed([FieldColumn(*chosen) for chosen in fields], keys, columns)))
+        write(sys.stdout.buffer, parcel_of(packed_order(order)))
 
 
 if __name__ == "__main__":

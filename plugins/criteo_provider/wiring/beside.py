@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from criteo_provider.core.model import SealedPeople
@@ -24,41 +26,35 @@ _ENDS_WITHIN_S = 5.0
 class Beside:
     """Packs large chunks in one process beside, started when the first one comes; what cannot be sent is packed here.
 
-    Should that process die, its chunk is packed here and so is everything after it: slower, and nothing else.
-    One for each thread that enters, which takes a result before it begins anew, or never takes it. ``places`` bounds
-    how many such processes there are at once. Close it.
+    A thread carries orders there and results back, so the next order is waiting when a chunk is packed. Should that
+    process die, its chunks are packed here and so is everything after them: slower, and nothing else. ``places``
+    bounds how many such processes there are at once. Close it.
     """
 
     def __init__(self, places: threading.Semaphore | None = None) -> None:
         self._places = places or threading.Semaphore(1)
         self._process: subprocess.Popen[bytes] | None = None
-        self._given_up = False
-        self._owed = 0  # results that are on their way, or were not wanted after all
+        self._lock = threading.Lock()
+        self._carrier = ThreadPoolExecutor(1, thread_name_prefix="criteo-packing")
+        self._is_over = False
+        self._idle = threading.Event()
+        self._idle.set()
 
     def begin(self, fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
-        """Begin to pack, and return what waits for the result."""
-        here = packing.pack_here(fields, keys, columns)
-        if len(keys) < WORTH_SENDING or self._given_up:
-            return here
+        """Begin to pack, and return what waits for the result; a result may be left where it is."""
+        if len(keys) < WORTH_SENDING or self._is_over:
+            return packing.pack_here(fields, keys, columns)
         order = packing.order_of(fields, keys, columns)
-        if order is None or not self._has_process() or not self._send(order):
-            return here
-        return lambda: self._receive() or here()
+        if order is None or not self._has_process():
+            return packing.pack_here(fields, keys, columns)
+        # From here on the order is all that is kept of these people.
+        asked = self._carrier.submit(self._ask, order)
+        return lambda: (None if asked.cancelled() else asked.result()) or packing.packed_order(order)
 
     def close(self) -> None:
-        """End the process."""
-        process, self._process, self._given_up = self._process, None, True
-        if process is None:
-            return
-        self._places.release()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            process.wait(_ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        """End the process; what it is packing just then is not waited for, if that takes long."""
+        self._carrier.shutdown(wait=False, cancel_futures=True)
+        self._end(kill=not self._idle.wait(_ENDS_WITHIN_S))
 
     def _has_process(self) -> bool:
         if self._process is None and self._places.acquire(blocking=False):
@@ -66,43 +62,48 @@ class Beside:
                 self._process = _start()
             except OSError:
                 self._places.release()
-                self._given_up = True
+                self._is_over = True
         return self._process is not None
 
-    def _send(self, order: bytes) -> bool:
-        # What was begun and never taken is not to be taken for what is begun now.
-        while self._owed:
-            if self._receive() is None:
-                return False
+    def _ask(self, order: bytes) -> SealedPeople | None:
+        """Bring one order there and its result back; None when there is nobody (any more) to ask."""
         process = self._process
-        if process is None or process.stdin is None:
-            return False
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        self._idle.clear()
         try:
             packing.write(process.stdin, order)
-        except OSError as error:
-            self._give_up(error)
-            return False
-        self._owed += 1
-        return True
-
-    def _receive(self) -> SealedPeople | None:
-        process = self._process
-        if process is None or process.stdout is None:
-            return None
-        self._owed -= 1
-        try:
             parcel = packing.read(process.stdout)
-        except (OSError, ValueError) as error:
-            self._give_up(error)
+            if parcel is None:
+                raise EOFError  # noqa: TRY301 - ends like a broken pipe
+            return packing.people_of(parcel)
+        except (OSError, ValueError, EOFError) as error:
+            if not self._is_over:
+                log.warning(
+                    "The process that packs people has ended (%s); they are packed here now.", type(error).__name__
+                )
+            self._end(kill=True)
             return None
-        if parcel is None:
-            self._give_up(EOFError())
-            return None
-        return packing.people_of(parcel)
+        finally:
+            self._idle.set()
 
-    def _give_up(self, error: Exception) -> None:
-        log.warning("The process that packs people has ended (%s); they are packed here now.", type(error).__name__)
-        self.close()
+    def _end(self, *, kill: bool) -> None:
+        with self._lock:
+            process, self._process, self._is_over = self._process, None, True
+        if process is None:
+            return
+        self._places.release()
+        if kill:
+            process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # what was not written any more cannot be written
+                    pipe.close()
+        try:
+            process.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _start() -> subprocess.Popen[bytes]:
