@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from bench.drains import CRITEOS_LIMIT
-from bench.measure import MILLION, MemoryWatch, Row, cpu_of
+from bench.measure import MILLION, Row, Watch, cpu_of
 from bench.shop import fill, write_canvas
 from criteo_provider.sandbox.running import Sandbox, sandbox_process
 
@@ -83,7 +83,7 @@ def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterato
     wanted = people - people // 50  # one in 50 has no address
     _wait_for(sandbox, "backlog 1", 1)
     before_s, began_s = cpu_of(_root()), time.monotonic()
-    with MemoryWatch(_root()) as memory:
+    with Watch(_root()) as memory:
         arrivals = _wait_for(sandbox, "backlog 1", wanted)
     both = 100 * (cpu_of(_root()) - before_s) / (2 * (time.monotonic() - began_s))
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]

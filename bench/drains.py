@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,14 @@ from typing import Any
 import psutil
 from cryptography.fernet import Fernet
 
-from bench.measure import MemoryWatch, cpu_of
+from bench.measure import Watch, cpu_of
 from criteo_provider.sandbox.running import Sandbox
 
 UNPACED = 60_000
 CRITEOS_LIMIT = 250
+# How often each process is stopped, about, and for how long: a machine that swaps, or is moved to another host.
+STALLS_EVERY_S = 15.0
+STALL_S = (0.2, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +37,13 @@ class Drained:
     wall_s: float
     arrivals_s: tuple[float, ...]
     workers: tuple[dict[str, Any], ...]
+    cpu_s: float
+    """Of all workers and the processes beside them, until the last answer."""
+    tidy_cpu_s: float
+    """Of the same, after the last answer: the index of people, and the flush interval at the end."""
     helpers_cpu_s: float
     peak_mb: float
     most_in_60_s: int
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds of all workers."""
-        return sum(float(one["cpu_s"]) for one in self.workers)
 
     @property
     def users_per_s(self) -> float:
@@ -63,34 +70,63 @@ def drain(
     stalls: bool = False,
     max_s: float | None = None,
 ) -> Drained:
-    """Let so many processes drain the shop together until all are dry."""
+    """Let so many processes drain the shop together until all are dry; the others join the first one at work."""
     key = Fernet.generate_key().decode()
     wanted = {
         "include": str(include), "ledger_url": ledger_url, "criteo_url": sandbox.url, "shop": str(shop),
         "requests_per_minute": requests_per_minute, "key": key, "max_s": max_s,
-        "stall_every_s": 7.0 if stalls else None, "stall_s": 2.0,
     }  # fmt: skip
     before_s, last_call = cpu_of(*helpers), len(sandbox.requests())
-    processes = [_start(wanted) for _ in range(workers)]
-    peaks: list[float] = []
-    watches = [MemoryWatch(process.pid) for process in processes]
-    for watch in watches:
-        watch.__enter__()
-    answers = _answers(processes)
-    for watch in watches:
-        watch.__exit__()
-        peaks += watch.peak_mb.values()
-    calls = [call for call in sandbox.requests(last_call) if call["operation"] == "amend"]
+    with ExitStack() as beside:
+        processes = [_start(wanted)]
+        watches = [beside.enter_context(Watch(processes[0].pid))]
+        while workers > 1 and not _sends(sandbox, last_call) and processes[0].poll() is None:
+            time.sleep(0.2)
+        processes += [_start(wanted) for _ in range(workers - 1)]
+        watches += [beside.enter_context(Watch(process.pid)) for process in processes[1:]]
+        if stalls:
+            beside.enter_context(_stalling(processes))
+        answers = _answers(processes)
+    peaks = [peak_mb for watch in watches for peak_mb in watch.peak_mb.values()]
+    calls = _sends(sandbox, last_call)
+    began_s, ended_s = min(one["began_s"] for one in answers), max(call["answered_s"] for call in calls)
     return Drained(
         people=sum(one["entered"] for one in answers),
         sent=sum(call["valid"] for call in calls),
-        wall_s=max(call["answered_s"] for call in calls) - min(one["began_s"] for one in answers),
+        wall_s=ended_s - began_s,
         arrivals_s=tuple(call["arrived_s"] for call in calls),
         workers=tuple(answers),
+        cpu_s=sum(watch.cpu_s(began_s, ended_s) for watch in watches),
+        tidy_cpu_s=sum(watch.cpu_s(ended_s) for watch in watches),
         helpers_cpu_s=cpu_of(*helpers) - before_s,
         peak_mb=max(peaks),
         most_in_60_s=int(sandbox.rate(60.0)["largest"]),
     )
+
+
+def _sends(sandbox: Sandbox, last_call: int) -> list[dict[str, Any]]:
+    return [call for call in sandbox.requests(last_call) if call["operation"] == "amend"]
+
+
+@contextmanager
+def _stalling(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    """Stop one of the processes now and then, whatever it is doing, as long as the block lasts."""
+    over, chance = threading.Event(), random.Random(1)  # noqa: S311 - the same stalls each time
+
+    def stall() -> None:
+        while not over.wait(chance.uniform(0.5, 1.5) * STALLS_EVERY_S / len(processes)):
+            victim = chance.choice(processes)
+            victim.send_signal(signal.SIGSTOP)
+            over.wait(chance.uniform(*STALL_S))
+            victim.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=stall)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def sandbox_pid() -> int:

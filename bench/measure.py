@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import threading
@@ -79,21 +80,28 @@ def cpu_of(*pids: int) -> float:
     return total
 
 
-class MemoryWatch:
-    """Looks ten times a second how much memory each process of a family holds, and keeps the most."""
+class Watch:
+    """Looks ten times a second how much memory each process of a family holds, and how much CPU all have used."""
 
     def __init__(self, pid: int) -> None:
         self.peak_mb: dict[int, float] = {}
+        self._used: list[tuple[float, float]] = []
         self._pid, self._over = pid, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> MemoryWatch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def cpu_s(self, since_s: float, until_s: float = math.inf) -> float:
+        """Return the CPU seconds used between two moments (monotonic), as far as was looked."""
+        before = [used for at_s, used in self._used if at_s <= since_s]
+        until = [used for at_s, used in self._used if at_s <= until_s]
+        return until[-1] - (before[-1] if before else 0.0) if until else 0.0
 
     def _look(self) -> None:
         while not self._over.wait(0.1):
@@ -102,6 +110,7 @@ class MemoryWatch:
                     with _gone():
                         held_mb = process.memory_info().rss / 1024**2
                         self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
+                self._used.append((time.monotonic(), cpu_of(self._pid)))
 
 
 def machine() -> dict[str, object]:
