@@ -213,7 +213,7 @@ def test_f6_a_deleted_audience(well: Live) -> None:
     people = live.shop.add(3)
     live.sees(r"audience is not at Criteo any more", since=mark)
     live.drained("people", len(live.shop.people))
-    assert live.numbers("others")["pending"] == 3
+    live.until(lambda: live.numbers("others")["pending"] == 3, "3 people of others wait")
     live.sandbox.add_segment("1002", "Others")
     live.time_passes()
     live.drained("others", len(live.shop.people))
@@ -233,7 +233,7 @@ def test_f5_a_dead_consent(well: Live) -> None:
     people += live.shop.add(3)
     live.sees(r"does not honour the consent of this connection any more.*Reconnect", since=mark)
     live.drained("people", len(live.shop.people))
-    assert live.numbers("consented")["pending"] == 3
+    live.until(lambda: live.numbers("consented")["pending"] == 3, "3 people of consented wait")
     live.connect("consented", grant_type="authorization_code", refresh_token=live.consent())
     live.time_passes()
     live.drained("consented", 6)
