@@ -98,7 +98,7 @@ def test_a_part_that_fails_leaves_the_others(
 def test_the_last_requests_do_not_count_as_slots_left_unused() -> None:
     """Ninety-five requests a quarter of a second apart, and five for which there was no work in time."""
     arrivals_s = tuple(0.25 * number for number in range(95)) + tuple(60.0 + number for number in range(5))
-    done = drains.Drained(1, 1, 1.0, arrivals_s, (), 0.0, 0.0, 0)
+    done = drains.Drained(1, 1, 1.0, arrivals_s, (), 0.0, 0.0, 0.0, 0.0, 0)
     assert done.requests_per_min == 240
 
 
