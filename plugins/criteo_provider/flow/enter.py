@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -113,12 +112,11 @@ _Packing = tuple[_Gathered, Callable[[], SealedPeople]]
 
 
 class _Sealing:
-    """Seals one chunk after the other; while the next is read, one is being packed and, ``behind``, one is sealed."""
+    """Seals one chunk after the other; the last one is being packed while the next is read, if reading is quick."""
 
-    def __init__(self, enter: Enter, hold: CursorHold, done: Entered, behind: Executor | None) -> None:
-        self._enter, self._hold, self._done, self._behind = enter, hold, done, behind
+    def __init__(self, enter: Enter, hold: CursorHold, done: Entered) -> None:
+        self._enter, self._hold, self._done = enter, hold, done
         self._waiting: _Packing | None = None
-        self._under_way: Future[CursorHold] | None = None
 
     def hand_over(self, gathered: _Gathered) -> None:
         """Begin to pack a chunk and seal the one before; a slow source's chunk is sealed at once."""
@@ -132,7 +130,6 @@ class _Sealing:
         if gathered.pages:
             self.hand_over(gathered)
         self._seal_waiting()
-        self._sealed()
         return self._hold
 
     def _seal_waiting(self) -> None:
@@ -140,19 +137,8 @@ class _Sealing:
         self._seal(waiting)
 
     def _seal(self, waiting: _Packing | None) -> None:
-        if waiting is None:
-            return
-        self._sealed()
-        if self._behind is None:
+        if waiting:
             self._hold = self._enter.seal(self._hold, *waiting, self._done)
-        else:
-            self._under_way = self._behind.submit(self._enter.seal, self._hold, *waiting, self._done)
-
-    def _sealed(self) -> None:
-        """Wait for the chunk that is being sealed; raise what went wrong with it."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            self._hold = under_way.result()
 
 
 class Enter:
@@ -234,16 +220,8 @@ class Enter:
         *,
         most_rows: int | None = None,
     ) -> CursorHold:
-        # What is packed beside is sealed behind: this thread only reads then.
-        if self._begin_packing is pack_here:
-            return self._enter_by(_Sealing(self, hold, done, None), pages, done, stop, most_rows)
-        with ThreadPoolExecutor(1, thread_name_prefix="criteo-seal") as behind:
-            return self._enter_by(_Sealing(self, hold, done, behind), pages, done, stop, most_rows)
-
-    def _enter_by(
-        self, sealing: _Sealing, pages: Iterator[Page], done: Entered, stop: threading.Event, most_rows: int | None
-    ) -> CursorHold:
         gathered = _Gathered()
+        sealing = _Sealing(self, hold, done)
         try:
             for page in pages:
                 done.rows += page.rows

@@ -18,6 +18,8 @@ from criteo_provider.core.ports import Columns
 LINE_BYTES = 4_000_000
 # Rows parsed at once: short-lived, or the garbage collector visits them again and again (half of the time).
 BLOCK_ROWS = 1_000
+# Rows of a Parquet file taken at once: more cost 40 MB and a quarter of the time in addition, fewer gain nothing.
+PIECE_ROWS = 10_000
 
 T = TypeVar("T")
 
@@ -88,7 +90,8 @@ def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows
         while groups and number + (rows := file.metadata.row_group(groups[0]).num_rows) <= skip:
             number += rows
             groups = groups[1:]
-        for piece in file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False):
+        rows_at_once = min(batch_rows, PIECE_ROWS)
+        for piece in file.iter_batches(rows_at_once, row_groups=list(groups), columns=list(columns), use_threads=False):
             piece.validate(full=True)  # texts that are not UTF-8 show here, not when they are used
             known = min(max(skip - number, 0), piece.num_rows)
             number += piece.num_rows

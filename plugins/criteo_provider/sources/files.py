@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from criteo_provider.core.errors import SourceFailed
@@ -141,6 +142,8 @@ def _gathered(pages: Iterator[Page], max_rows: int) -> Iterator[Page]:
 def _joined(pages: list[Page]) -> Page:
     if len(pages) == 1:
         return pages[0]
-    columns: Columns = {name: [value for page in pages for value in page.columns[name]] for name in pages[0].columns}
+    columns: Columns = {
+        name: list(chain.from_iterable(page.columns[name] for page in pages)) for name in pages[0].columns
+    }
     completes = tuple(unit for page in pages for unit in page.completes)
     return Page(columns, sum(page.rows for page in pages), pages[-1].position, completes)
