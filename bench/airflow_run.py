@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 
 from bench.drains import CRITEOS_LIMIT
-from bench.measure import MILLION, Row, Watch, cpu_of
+from bench.measure import MILLION, Row, Watch, cpu_of_others, waking_costs
 from bench.shop import fill, write_canvas
 from criteo_provider.sandbox.running import Sandbox, sandbox_process
 
@@ -38,7 +37,7 @@ class BenchAirflow(LocalAirflow):
 
 def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
     """Measure in an Airflow of its own; quick: seconds instead of minutes, thousands instead of millions."""
-    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 300.0, 120.0)
+    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 180.0, 120.0)
     backfill = 300_000 if quick else 10 * MILLION
     fill(place / "fresh.db", 1)
     fill(place / "backlog.db", backlog)
@@ -50,8 +49,12 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
         Household(place / "logs") as household,
         _started(place, household, sandbox) as airflow,
     ):
+        yield Row("airflow", "the same work after a second of sleep", ENGINE, waking_costs(), "x CPU")
+        empty = yield from _idle(airflow, idle_s, "Airflow alone (DAGs paused), ")
+        for dag_id in DAGS:
+            airflow.unpause(dag_id)
         _wait_for(sandbox, "fresh 1", 1)
-        yield from _idle(airflow, idle_s)
+        yield from _idle(airflow, idle_s, beside=empty)
         yield from _freshness("idle", sandbox, place / "fresh.db", every_s=4.0, for_s=streaming_s)
         yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=0.1, for_s=streaming_s)
         write_canvas(include, "backlog", connection="backlog_shop")
@@ -62,7 +65,7 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
         for number in range(50):
             write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
         time.sleep(150.0)  # all of them are launched, read once, and looked at once more a minute later
-        yield from _idle(airflow, idle_s, "50 canvases, ")
+        yield from _idle(airflow, idle_s, "50 canvases, ", beside=empty)
 
 
 @contextmanager
@@ -74,18 +77,16 @@ def _started(place: Path, household: Household, sandbox: Sandbox) -> Iterator[Be
     airflow.connect(
         "criteo_default", conn_type="criteo", host=sandbox.url, login=sandbox.client_id, password=sandbox.client_secret
     )
-    for dag_id in DAGS:
-        airflow.unpause(dag_id)
     yield airflow
 
 
 def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterator[Row]:
     wanted = people - people // 50  # one in 50 has no address
     _wait_for(sandbox, "backlog 1", 1)
-    before_s, began_s = cpu_of(_root()), time.monotonic()
-    with Watch(_root()) as memory:
+    before_s, began_s = cpu_of_others(), time.monotonic()
+    with Watch(psutil.Process().pid) as memory:
         arrivals = _wait_for(sandbox, "backlog 1", wanted)
-    both = 100 * (cpu_of(_root()) - before_s) / (2 * (time.monotonic() - began_s))
+    both = 100 * (cpu_of_others() - before_s) / (2 * (time.monotonic() - began_s))
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
     per_min = 60 * (len(arrivals) - 1) / max(1e-9, arrivals[-1]["arrived_s"] - arrivals[0]["arrived_s"])
     yield Row("airflow", "paced, one audience: users a second", ENGINE, people / wall_s, "users/s")
@@ -93,12 +94,13 @@ def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterato
     yield Row("airflow", "most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")
     note = "Airflow, ledger, source and sandbox"
     yield Row("airflow", "paced, one audience: of two cores", ENGINE, both, "%", note)
-    yield Row("airflow", "paced: most memory of a process", ENGINE, max(memory.peak_mb.values()), "MB")
+    peaks_mb = [peak_mb for pid, peak_mb in memory.peak_mb.items() if pid != psutil.Process().pid]
+    yield Row("airflow", "paced: most memory of a process", ENGINE, max(peaks_mb), "MB")
 
 
 def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: float, for_s: float) -> Iterator[Row]:
     """Commit rows one by one, and see when the request with each of them is at the sandbox."""
-    sent_before = sum(call["valid"] for call in _calls(sandbox, "fresh 1"))
+    sent_before = sum(call["valid"] for call in _calls(sandbox, "fresh 1")[0])
     committed = _commit_rows(shop, every_s, for_s)
     calls = _wait_for(sandbox, "fresh 1", sent_before + len(committed))
     waits: list[float] = []
@@ -129,20 +131,22 @@ def _commit_rows(shop: Path, every_s: float, for_s: float) -> list[float]:
     return committed
 
 
-def _idle(airflow: BenchAirflow, for_s: float, what: str = "") -> Iterator[Row]:
-    """Wait until nothing runs, then see what waiting costs."""
+def _idle(airflow: BenchAirflow, for_s: float, what: str = "", *, beside: float = 0.0) -> Generator[Row, None, float]:
+    """Wait until nothing runs, then see what waiting costs; ``beside`` is what Airflow costs without us."""
     time.sleep(15.0)
     runs_before, rows_before = _dag_runs(airflow), _metadata_rows(airflow)
-    bytes_before, cpu_before = _metadata_bytes(airflow), cpu_of(_root())
+    bytes_before, cpu_before = _metadata_bytes(airflow), cpu_of_others()
     time.sleep(for_s)
-    cores = 100 * (cpu_of(_root()) - cpu_before) / for_s
-    yield Row("airflow", f"{what}idle: all of Airflow and the sandbox", ENGINE, cores, "% of one core")
+    cores = 100 * (cpu_of_others() - cpu_before) / for_s
+    over = cores / beside if beside else None
+    yield Row("airflow", f"{what}idle: all of Airflow and the sandbox", ENGINE, cores, "% of one core", "", over)
     runs = (_dag_runs(airflow) - runs_before) * DAY_S / for_s
     yield Row("airflow", f"{what}idle: DAG runs a day", ENGINE, runs, "runs")
     rows = (_metadata_rows(airflow) - rows_before) * DAY_S / for_s
     yield Row("airflow", f"{what}idle: metadata rows a day", ENGINE, rows, "rows")
     grown_mb = (_metadata_bytes(airflow) - bytes_before) / 1e6 * DAY_S / for_s
     yield Row("airflow", f"{what}idle: metadata database grows a day", ENGINE, grown_mb, "MB")
+    return cores
 
 
 def _dag_runs(airflow: BenchAirflow) -> int:
@@ -170,23 +174,23 @@ def _metadata_bytes(airflow: BenchAirflow) -> int:
     return int(used)
 
 
-def _calls(sandbox: Sandbox, audience: str) -> Sequence[dict[str, Any]]:
+def _calls(sandbox: Sandbox, audience: str, since: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the requests for an audience behind the first ``since`` calls, and how many calls there were by now."""
     ids = {str(segment["id"]) for segment in sandbox.state()["segments"] if segment["name"] == audience}
-    return [call for call in sandbox.requests() if call["operation"] == "amend" and call["segment_id"] in ids]
+    calls = sandbox.requests(since) if ids else []
+    ours = [call for call in calls if call["operation"] == "amend" and call["segment_id"] in ids]
+    return ours, since + len(calls)
 
 
 def _wait_for(sandbox: Sandbox, audience: str, valid: int, *, within_s: float = 1_800.0) -> Sequence[dict[str, Any]]:
     """Wait until so many identifiers were taken into an audience; return the calls."""
-    over, until_s = threading.Event(), time.monotonic() + within_s
+    until_s, calls, seen = time.monotonic() + within_s, list[dict[str, Any]](), 0
     while True:
-        calls = _calls(sandbox, audience)
+        more, seen = _calls(sandbox, audience, seen)
+        calls += more
         if sum(call["valid"] for call in calls) >= valid:
             return calls
         if time.monotonic() > until_s:
             raise TimeoutError(f"{audience}: not everybody was sent within {within_s:.0f} s.")
-        over.wait(0.5)
-
-
-def _root() -> int:
-    """This process is the root of all that work here: Airflow, its tasks, the sandbox."""
-    return psutil.Process().pid
+        # Asking costs what is measured here, too.
+        time.sleep(1.0)

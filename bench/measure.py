@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -70,18 +70,28 @@ def costing(*helpers: int) -> Iterator[Cost]:
 
 def cpu_of(*pids: int) -> float:
     """Return the CPU seconds of these processes and all their children, ended ones included."""
+    return sum(_used_s([psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]) for pid in pids)
+
+
+def cpu_of_others() -> float:
+    """Return the CPU seconds of all that was started from here, without what measuring costs itself."""
+    ours = psutil.Process()
+    ended = ours.cpu_times()
+    return _used_s(ours.children(recursive=True)) + ended.children_user + ended.children_system
+
+
+def _used_s(processes: Iterable[psutil.Process]) -> float:
     total = 0.0
-    for pid in pids:
-        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            with _gone():
-                times = process.cpu_times()
-                total += times.user + times.system
-                total += times.children_user + times.children_system  # of those that have ended
+    for process in processes:
+        with _gone():
+            times = process.cpu_times()
+            total += times.user + times.system
+            total += times.children_user + times.children_system  # of those that have ended
     return total
 
 
 class Watch:
-    """Looks ten times a second how much memory each process of a family holds, and how much CPU all have used."""
+    """Looks five times a second how much memory each process of a family holds, and how much CPU all have used."""
 
     def __init__(self, pid: int) -> None:
         self.peak_mb: dict[int, float] = {}
@@ -104,13 +114,31 @@ class Watch:
         return until[-1] - (before[-1] if before else 0.0) if until else 0.0
 
     def _look(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.2):
             with _gone():
-                for process in [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]:
+                family = [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]
+                for process in family:
                     with _gone():
                         held_mb = process.memory_info().rss / 1024**2
                         self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
-                self._used.append((time.monotonic(), cpu_of(self._pid)))
+                self._used.append((time.monotonic(), _used_s(family)))
+
+
+def waking_costs() -> float:
+    """Return how much more CPU the same work takes after a second of sleep than at a stretch, on this machine."""
+
+    def cost_s() -> float:
+        began_s = time.process_time()
+        sum(number * number for number in range(20_000))
+        return time.process_time() - began_s
+
+    def cost_after_sleep_s() -> float:
+        time.sleep(1.0)
+        return cost_s()
+
+    cost_s()
+    at_a_stretch = sorted(cost_s() for _ in range(51))[25]
+    return sorted(cost_after_sleep_s() for _ in range(9))[4] / at_a_stretch
 
 
 def machine() -> dict[str, object]:

@@ -36,7 +36,7 @@ class Sizes:
 
 QUICK = Sizes(100_000, 250_000, 10_000, 0, 0, 0, (MILLION, 10 * MILLION))
 # Whoever is paced has to need more than a minute: before, no rolling minute could hold too many requests.
-FULL = Sizes(1_000_000, 15_000_000, 200_000, 30_000_000, 15_000_000, 8_000_000, (MILLION, 10 * MILLION, 100 * MILLION))
+FULL = Sizes(1_000_000, 10_000_000, 200_000, 30_000_000, 15_000_000, 8_000_000, (MILLION, 10 * MILLION, 100 * MILLION))
 
 
 @dataclass(frozen=True, slots=True)
