@@ -18,7 +18,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from criteo_provider.sandbox.running import Sandbox
-from tests.airflow.test_commands import Airflow, airflow, include, metadata_database
+from tests.airflow.command_line import Airflow, airflow, include, metadata_database
 from tests.airflow.test_findings import sandbox
 
 __all__ = ["airflow", "include", "metadata_database", "sandbox"]

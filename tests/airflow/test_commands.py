@@ -5,17 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
-from airflow.cli.cli_parser import get_parser
 from airflow.models import connection as metadata
 from airflow.sdk.configuration import conf
-from airflow.utils.db import initdb
 from airflow.utils.session import create_session
 from cryptography.fernet import Fernet
 from sqlalchemy import select, update
@@ -24,102 +20,24 @@ from criteo_provider.cli.command import show
 from criteo_provider.core.model import Operation, Role, StepPlan
 from criteo_provider.core.outcome import outcome_of
 from criteo_provider.hooks.surroundings import open_house
-from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.claim import ClaimTerms
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import part, step
 from criteo_provider.store.seal import seal
+from tests.airflow.command_line import (
+    FEED,
+    Airflow,
+    airflow,
+    enter_people,
+    forget_keys,
+    include,
+    metadata_database,
+    sandbox,
+)
 from tests.world import crowd
 
-CANVAS = """
-name: Example
-owner: tests
-entry:
-  user_key: customer_id
-  source:
-    sql: {connection: shop, query: segments/all.sql, cursor: [updated_at, customer_id]}
-  identifiers: {email: email}
-  consent: {require: {ads_tracking_enabled: true}}
-steps:
-  - id: add
-    audience_sync: {operation: add, ad_account: "1001", audience: Everybody, fields: [email]}
-"""
-COLUMNS = "customer_id INTEGER PRIMARY KEY, email TEXT, ads_tracking_enabled INTEGER, updated_at TEXT"
-
-Airflow = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def metadata_database() -> None:
-    """An Airflow metadata database, as every deployment has one."""
-    initdb()
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with running_sandbox(limit=60_000, limit_per_account=60_000) as running:
-        yield running
-
-
-@pytest.fixture
-def include(tmp_path: Path) -> Path:
-    for folder in ("canvases", "segments"):
-        (tmp_path / "include" / folder).mkdir(parents=True)
-    (tmp_path / "include" / "canvases" / "example.yaml").write_text(CANVAS)
-    (tmp_path / "include" / "segments" / "all.sql").write_text("SELECT * FROM customers")
-    return tmp_path / "include"
-
-
-@pytest.fixture
-def airflow(
-    metadata_database: None,
-    include: Path,
-    sandbox: Sandbox,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Airflow]:
-    """Run `airflow <words>` in this process; returns exit code and what was printed."""
-    with closing(sqlite3.connect(tmp_path / "shop.db")) as shop:
-        shop.execute(f"CREATE TABLE customers ({COLUMNS})")
-    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")
-    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
-    monkeypatch.setenv("AIRFLOW__CRITEO__INCLUDE_FOLDER", str(include))
-    monkeypatch.setenv("AIRFLOW__CRITEO__LEDGER_PATH", str(tmp_path / "ledger.db"))
-    _forget_keys()
-    criteo = metadata.Connection(
-        conn_id="criteo_default",
-        conn_type="criteo",
-        host=sandbox.url,
-        login=sandbox.client_id,
-        password=sandbox.client_secret,
-    )
-    shop_connection = metadata.Connection(conn_id="shop", conn_type="sqlite", host=str(tmp_path / "shop.db"))
-    with create_session() as session:
-        session.query(metadata.Connection).delete()
-        session.add_all([criteo, shop_connection])
-
-    def run(*words: str) -> tuple[int, str]:
-        args = get_parser().parse_args(["criteo", *words])
-        try:
-            args.func(args)
-            code = 0
-        except SystemExit as ending:
-            code = int(ending.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    yield run
-    _forget_keys()
-
-
-def _forget_keys() -> None:
-    """Both halves of Airflow remember the Fernet key of their first use."""
-    from airflow.models.crypto import get_fernet as of_core
-    from airflow.sdk.crypto import get_fernet as of_tasks
-
-    of_core.cache_clear()
-    of_tasks.cache_clear()
+__all__ = ["airflow", "include", "metadata_database", "sandbox"]
 
 
 def test_sees_connections_made_in_the_ui(airflow: Airflow) -> None:
@@ -215,98 +133,6 @@ def test_drop_takes_only_what_no_file_declares(airflow: Airflow, include: Path) 
     assert said.startswith("Step add of canvas example is dropped")
 
 
-def preflight(airflow: Airflow, *words: str) -> tuple[int, list[dict[str, str]]]:
-    """Run `preflight --output json`; return the exit code and the rows."""
-    code, said = airflow("preflight", *words, "--output", "json")
-    return code, json.loads(said)
-
-
-def test_preflight(airflow: Airflow) -> None:
-    """`preflight` says what a launch will do, creates nothing, and is fine: exit code 0."""
-    code, rows = preflight(airflow)
-    assert (code, {row["severity"] for row in rows}) == (0, {"ok"})
-    assert [row["what"] for row in rows] == [
-        "audience “Everybody” (1001): will be created",
-        "ready: nothing to mend",
-    ]
-    code, said = airflow("preflight")
-    assert code == 0
-    assert "will be created" in said
-
-
-def test_preflight_of_a_broken_canvas(airflow: Airflow, include: Path) -> None:
-    """The four things people forget are told together, with file, key and mend; the others are still checked."""
-    broken = CANVAS.replace("audience: Everybody, fields: [email]", "fields: []").replace('ad_account: "1001",', "")
-    (include / "canvases" / "broken.yaml").write_text(broken.replace("name: Example", "name: B\nconnection: nowhere"))
-    code, rows = preflight(airflow)
-    assert code == 1
-    failed = {row["code"]: row for row in rows if row["severity"] == "failure"}
-    assert set(failed) == {"no-ad-account", "no-audience-name", "no-fields", "not-connected"}
-    assert failed["no-fields"]["where"] == "include/canvases/broken.yaml"
-    assert "steps[0].audience_sync.fields (step add)" in failed["no-fields"]["what"]
-    assert "there is no Airflow connection 'nowhere'" in failed["not-connected"]["what"]
-    assert all(row["mend"] and row["why"] for row in failed.values())
-    assert {row["canvas"] for row in rows} == {"broken", "example"}
-    assert preflight(airflow, "example")[0] == 0
-
-
-def test_preflight_of_an_unreachable_source(airflow: Airflow, include: Path) -> None:
-    """A source that cannot be read, or lacks a column, is a failure that names its canvas."""
-    (include / "segments" / "all.sql").write_text("SELECT * FROM nowhere")
-    code, rows = preflight(airflow)
-    (failed,) = [row for row in rows if row["severity"] == "failure"]
-    assert (code, failed["code"], failed["where"]) == (1, "source-unreadable", "source of canvas example")
-    (include / "segments" / "all.sql").write_text("SELECT customer_id, email, updated_at FROM customers")
-    code, rows = preflight(airflow)
-    assert code == 1
-    assert "gives no column 'ads_tracking_enabled'" in rows[0]["what"]
-
-
-def test_preflight_of_no_canvas(airflow: Airflow, include: Path) -> None:
-    """A canvas that does not exist is a failure, and so is none at all; the folder that was looked into is named."""
-    code, rows = preflight(airflow, "nobody")
-    assert (code, [row["code"] for row in rows]) == (1, ["no-canvas"])
-    assert rows[0]["mend"].startswith(f"Write nobody.yaml in {include / 'canvases'}, or ")
-    (include / "canvases" / "example.yaml").unlink()
-    code, rows = preflight(airflow)
-    assert (code, [row["what"] for row in rows]) == (1, ["There is no canvas yet."])
-    assert rows[0]["mend"].startswith(f"Write a YAML file in {include / 'canvases'}, or ")
-
-
-def test_preflight_asks_for_the_guidelines_where_they_are_required(
-    airflow: Airflow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the setting demands it a connection has to say so; the tick in its form is enough."""
-    monkeypatch.setenv("AIRFLOW__CRITEO__GUIDELINES_ACKNOWLEDGED", "required")
-    code, rows = preflight(airflow)
-    assert (code, [row["code"] for row in rows if row["severity"] == "failure"]) == (1, ["guidelines"])
-    with create_session() as session:
-        connection = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
-        connection.set_extra(json.dumps({"guidelines_acknowledged": True}))
-    assert preflight(airflow)[0] == 0
-
-
-def test_preflight_without_a_fernet_key(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a Fernet key nothing is stored in plain text: the connection's line says which setting is missing."""
-    monkeypatch.setenv("AIRFLOW_CONN_CRITEO_DEFAULT", "criteo://a:b@")
-    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "")
-    _forget_keys()
-    assert not conf.get("core", "fernet_key")
-    code, said = airflow("accounts", "check")
-    assert code == 1
-    assert "fernet_key" in said
-
-
-FEED = """
-name: Do not sell
-owner: privacy-team
-source:
-  sql: {connection: shop, query: segments/all.sql, cursor: [updated_at, customer_id]}
-user_key: customer_id
-canvases: CANVASES
-"""
-
-
 def test_opt_outs_are_counted_by_feed(airflow: Airflow, include: Path) -> None:
     """`opt-outs` has a row for each feed; a file that cannot be read is exit code 1 and its sentence."""
     (include / "opt_outs").mkdir()
@@ -339,11 +165,11 @@ def test_the_fernet_key_is_rotated(airflow: Airflow, sandbox: Sandbox, monkeypat
     old, new = conf.get("core", "fernet_key"), Fernet.generate_key().decode()
     for keys, answer in ((f"{new},{old}", (0, "1 token encrypted")), (f"{new},{old}", (0, "0 tokens encrypted"))):
         monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", keys)
-        _forget_keys()
+        forget_keys()
         code, said = airflow("db", "rotate-key")
         assert (code, said.partition(" anew")[0]) == answer
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
-    _forget_keys()
+    forget_keys()
     code, said = airflow("db", "rotate-key")
     assert code == 1
     assert "The consent of criteo_default is under a key that is not among them" in said
@@ -389,21 +215,13 @@ def test_status_says_how_steps_fare(airflow: Airflow) -> None:
     assert airflow("status", "nobody")[0] == 1
 
 
-def _enter_people(numbers: list[int]) -> None:
-    """Put made-up people into the ledger of this deployment."""
-    with closing(open_house()) as house:
-        plan = house._plans["example"]
-        with writing(house.ledger.engine) as connection:
-            seal(connection, "example", crowd(numbers), plan, now_us=house.now_us())
-
-
 def test_status_says_why_people_are_sent_less_often(airflow: Airflow) -> None:
     """Where live streams share too few requests the sentence stands beside the table, which scripts go on reading."""
     with create_session() as session:
         connection = session.query(metadata.Connection).filter_by(conn_id="criteo_default").one()
         connection.set_extra(json.dumps({"requests_per_minute": 10}))
     airflow("db", "upgrade")
-    _enter_people([7, 8])
+    enter_people([7, 8])
     why = "Connection criteo_default: flush every 6 s: 1 stream shares 10 requests a minute.\n"
     code, said = airflow("status", "--output", "json")
     assert (code, said.endswith(f"]\n{why}")) == (0, True), said
@@ -413,7 +231,7 @@ def test_status_says_why_people_are_sent_less_often(airflow: Airflow) -> None:
 def test_status_says_that_nothing_gets_through(airflow: Airflow) -> None:
     """A retired API version stands beside the table, with since when and what to do."""
     airflow("db", "upgrade")
-    _enter_people([7])
+    enter_people([7])
     with closing(open_house()) as house:
         ledger, now_us = house.ledger, house.now_us
         (audience_id,) = {plan.audience_id for plan in house._plans["example"]}
@@ -454,7 +272,7 @@ def test_a_database_that_cannot_be_used(airflow: Airflow, tmp_path: Path, monkey
 def test_a_key_that_is_no_key(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
     """A [core] fernet_key that is no Fernet key is a sentence with the mend, which does not repeat it."""
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "my-secret-word")
-    _forget_keys()
+    forget_keys()
     code, said = airflow("status")
     assert code == 1
     assert "[core] fernet_key is no Fernet key." in said
@@ -482,7 +300,7 @@ def test_the_story_of_a_user_is_told_and_not_kept(
 ) -> None:
     """`person` takes a key from standard input or as an argument, tells the entry, and repeats the key nowhere."""
     airflow("db", "upgrade")
-    _enter_people([7, 8])
+    enter_people([7, 8])
     monkeypatch.setattr("sys.stdin", io.StringIO("PERSON7@example.com\n"))
     code, said = airflow("person", "--output", "json")
     assert code == 0, said
@@ -507,6 +325,6 @@ def test_old_records_become_counts(airflow: Airflow) -> None:
     code, said = airflow("db", "prune", "--older-than", "29d")
     assert (code, "at least 30d" in said) == (1, True)
     assert airflow("db", "prune", "--older-than", "soon")[0] == 1
-    _enter_people([7, 8])
+    enter_people([7, 8])
     assert airflow("db", "prune", "--older-than", "30d") == (0, "Nobody finished is that old.\n")
     assert airflow("db", "check") == (0, "All laws hold: the numbers add up.\n")

@@ -17,12 +17,12 @@ from airflow.utils.session import create_session
 from criteo_provider.hooks.surroundings import open_house
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from criteo_provider.wiring.findings import KINDS
-from tests.airflow.test_commands import (
+from tests.airflow.command_line import (
     CANVAS,
     FEED,
     Airflow,
-    _forget_keys,
     airflow,
+    forget_keys,
     include,
     metadata_database,
     preflight,
@@ -97,7 +97,7 @@ def no_encryption(here: Deployment) -> None:
     # Airflow keeps connections under its key: the one in the environment can be read without.
     here.patch.setenv("AIRFLOW_CONN_CRITEO_DEFAULT", f"criteo://a:b@{here.sandbox.url.partition('//')[2]}")
     here.setting("fernet_key", "", "CORE")
-    _forget_keys()
+    forget_keys()
 
 
 def ledger_unusable(here: Deployment) -> None:

@@ -14,7 +14,7 @@ from airflow.cli.cli_config import ActionCommand, CLICommand, GroupCommand
 
 from criteo_provider.cli.definition import get_cli_commands
 from criteo_provider.hooks.surroundings import open_house
-from tests.airflow.test_commands import FEED, Airflow, _enter_people, airflow, include, metadata_database
+from tests.airflow.command_line import FEED, Airflow, airflow, enter_people, include, metadata_database
 from tests.airflow.test_findings import Deployment, deployment, sandbox
 from tests.conftest import PROJECT
 
@@ -69,7 +69,7 @@ def test_a_list_is_a_table_or_read_by_a_script(deployment: Deployment, airflow: 
     (deployment.include / "opt_outs").mkdir()
     (deployment.include / "opt_outs" / "register.yaml").write_text(FEED.replace("CANVASES", "all"))
     airflow("db", "upgrade")
-    _enter_people([7, 8])
+    enter_people([7, 8])
     with closing(open_house()) as house:
         house.drain("fresh", stop=Event(), max_s=60)
     more = {"person": ["user-7"]}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from criteo_provider.sources import files
-from tests.airflow.test_commands import Airflow, airflow, include, metadata_database, preflight
+from tests.airflow.command_line import Airflow, airflow, include, metadata_database, preflight
 from tests.airflow.test_findings import Deployment, deployment, sandbox
 from tests.sources.test_files_s3 import bucket, s3_url
 

@@ -19,7 +19,7 @@ from airflow.utils.session import create_session
 from criteo_provider.operators.upload import CriteoAudienceUploadOperator
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
-from tests.airflow.test_commands import Airflow, airflow, metadata_database
+from tests.airflow.command_line import Airflow, airflow, metadata_database
 from tests.airflow.test_findings import sandbox
 from tests.airflow.test_upload import FakeInstance
 from tests.conftest import PROJECT

@@ -10,7 +10,7 @@ from airflow.providers.fab.auth_manager.cli_commands.utils import get_applicatio
 from airflow.utils.db import initdb
 from starlette.testclient import TestClient
 
-from tests.ui.test_accounts import BODIES, PREFIX, READS, WRITES
+from tests.ui.accounts_page import BODIES, PREFIX, READS, WRITES
 
 ROLES = ("Viewer", "User", "Op", "Admin")
 

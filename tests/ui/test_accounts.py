@@ -1,4 +1,4 @@
-"""The page Accounts inside Airflow's API application: who may do what there, and the way to Criteo and back."""
+"""The page Accounts inside Airflow's API application: the way to Criteo and back, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -7,239 +7,35 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-import httpx
 import pytest
-from airflow.api_fastapi.core_api.security import get_user
-from airflow.models import Log
 from airflow.models import connection as metadata
 from airflow.utils.session import create_session
-from cryptography.fernet import Fernet
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from sqlalchemy import select
-from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from criteo_provider.sandbox.running import Sandbox, running_sandbox
-from criteo_provider.ui import doorkeeper
-from tests.ui.conftest import PREFIX
-from tests.ui.test_web import dependencies
-
-BASE = "http://airflow.example.com/data"
-BACK = f"{BASE}{PREFIX}/oauth/callback"
-HOME = f"/data{PREFIX}"
-CONNECTION = "criteo_default"
-ROLES = ("viewer", "user", "op", "admin")
-READS = [("GET", "/accounts"), ("GET", "/api/accounts")]
-WRITES = [
-    ("POST", "/api/connections"),
-    ("POST", f"/api/connections/{CONNECTION}/check"),
-    ("GET", f"/api/connections/{CONNECTION}/offer"),
-    ("POST", f"/api/connections/{CONNECTION}/choice"),
-    ("POST", f"/api/connections/{CONNECTION}/handover"),
-    ("POST", f"/api/connections/{CONNECTION}/handover/anyway"),
-    ("DELETE", f"/api/connections/{CONNECTION}/handover"),
-    ("PUT", f"/api/connections/{CONNECTION}/accounts/1001"),
-    ("DELETE", f"/api/connections/{CONNECTION}/accounts/1001"),
-    ("GET", f"/oauth/start/{CONNECTION}"),
-]
-BODIES: dict[str, dict[str, Any]] = {
-    "/api/connections": {"connection_id": "", "client_id": "a", "client_secret": "b"},
-    f"/api/connections/{CONNECTION}/choice": {"ad_accounts": []},
-}
-SignIn = Callable[..., TestClient]
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with running_sandbox(limit=60_000) as running:
-        running.application(redirect_uris=[BACK], limit=60_000)
-        yield running
-
-
-@pytest.fixture
-def sign_in(
-    airflow_app: FastAPI, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SignIn]:
-    """Make a client that is signed in in a role, or nobody; with ``cookie`` as a browser is."""
-    from airflow.api_fastapi.app import get_auth_manager
-    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-
-    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
-    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
-    monkeypatch.setenv("AIRFLOW__CRITEO__LEDGER_PATH", str(tmp_path / "ledger.db"))
-    monkeypatch.setenv("AIRFLOW__CRITEO__INCLUDE_FOLDER", str(tmp_path / "include"))
-    monkeypatch.setenv("AIRFLOW__API__BASE_URL", BASE)
-    forget_keys()
-    with create_session() as session:
-        session.query(metadata.Connection).delete()
-        session.query(Log).delete()
-
-    def make(role: str | None = None, *, name: str | None = None, cookie: bool = False, **headers: str) -> TestClient:
-        client = TestClient(airflow_app, follow_redirects=False, headers=headers, base_url="http://airflow.example.com")
-        if role:
-            token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=name or role, role=role))
-            if cookie:
-                client.cookies.set("_token", token)
-            else:
-                client.headers["Authorization"] = f"Bearer {token}"
-        return client
-
-    yield make
-    forget_keys()
-
-
-def forget_keys() -> None:
-    """Both halves of Airflow remember the Fernet key of their first use."""
-    from airflow.models.crypto import get_fernet as of_core
-    from airflow.sdk.crypto import get_fernet as of_tasks
-
-    of_core.cache_clear()
-    of_tasks.cache_clear()
-
-
-def ask(client: TestClient, method: str, path: str) -> httpx.Response:
-    """Make a call as a page of ours would."""
-    return client.request(method, f"{PREFIX}{path}", json=BODIES.get(path))
-
-
-def create(client: TestClient, sandbox: Sandbox, conn_id: str = CONNECTION, **more: str) -> httpx.Response:
-    """Make a connection on the page."""
-    fields = {"connection_id": conn_id, "client_id": sandbox.client_id, "client_secret": sandbox.client_secret}
-    answer = client.post(f"{PREFIX}/api/connections", json={**fields, "base_url": sandbox.url, **more})
-    if answer.is_success:  # a limit out of the way, as a person would set it under Admin > Connections
-        with create_session() as session:
-            made = session.query(metadata.Connection).filter_by(conn_id=conn_id).one()
-            assert made.extra_dejson == {"grant_type": "authorization_code"}
-            made.set_extra(json.dumps({**made.extra_dejson, "requests_per_minute": 60_000}))
-    return answer
-
-
-def go_to_criteo(client: TestClient, conn_id: str = CONNECTION) -> str:
-    """Press Connect; return the address of the consent page, keeping the cookie where the browser would."""
-    answer = client.get(f"{PREFIX}/oauth/start/{conn_id}")
-    assert answer.status_code == 302, answer.text
-    name, _, rest = answer.headers["set-cookie"].partition("=")
-    client.cookies.set(name, rest.split(";")[0])
-    return answer.headers["location"]
-
-
-def consent(address: str, *advertisers: str) -> str:
-    """Approve on Criteo's page, or cancel where no advertiser is ticked; return where Criteo sends the browser."""
-    pairs = [("advertiser", one) for one in advertisers] + [("decision", "allow" if advertisers else "deny")]
-    body = urlencode(pairs)
-    answer = httpx.post(address, content=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
-    assert answer.status_code == 302, answer.text
-    return answer.headers["location"]
-
-
-def come_back(client: TestClient, address: str) -> httpx.Response:
-    """Follow Criteo's redirect (the proxy keeps the prefix in front of Airflow; this client needs none)."""
-    parts = urlsplit(address)
-    return client.get(f"{parts.path.removeprefix('/data')}?{parts.query}", headers={"Accept": "text/html"})
-
-
-def connect(client: TestClient, sandbox: Sandbox, *advertisers: str) -> None:
-    """From nothing to a consent that waits for ad accounts to be chosen."""
-    create(client, sandbox)
-    answer = come_back(client, consent(go_to_criteo(client), *advertisers))
-    assert parse_qs(urlsplit(answer.headers["location"]).query)["returned"] == ["consented"]
-
-
-def choose(client: TestClient, *ad_accounts: str) -> httpx.Response:
-    return client.post(f"{PREFIX}/api/connections/{CONNECTION}/choice", json={"ad_accounts": list(ad_accounts)})
-
-
-def shown(client: TestClient) -> dict[str, Any]:
-    """The only connection on the page."""
-    (one,) = client.get(f"{PREFIX}/api/accounts").json()["connections"]
-    return dict(one)
-
-
-def audit() -> list[tuple[str, str, Any]]:
-    with create_session() as session:
-        rows = session.scalars(select(Log).where(Log.event.like("criteo.%")).order_by(Log.id)).all()
-        return [(row.event, row.owner, json.loads(row.extra)) for row in rows]
-
-
-# --- who may do what
-
-
-def test_every_route_has_its_guards(pages: FastAPI) -> None:
-    """Each route wants a signed-in user and refuses foreign pages; what writes wants the right to write connections."""
-    routes = [route for route in pages.routes if isinstance(route, APIRoute)]
-    assert {(next(iter(one.methods)), one.path) for one in routes} >= {
-        (method, path.replace(CONNECTION, "{conn_id}").replace("1001", "{ad_account}"))
-        for method, path in READS + WRITES
-    }
-    checks = {each.dependency for each in (doorkeeper.MAY_CREATE, doorkeeper.MAY_CHANGE)}
-    for route in routes:
-        found = set(dependencies(route.dependant))  # codespell:ignore dependant
-        assert {get_user, doorkeeper.SAME_ORIGIN.dependency} <= found, route.path
-        open_to_readers = route.methods == {"GET"} and "{conn_id}" not in route.path
-        assert open_to_readers or found & checks, route.path
-    assert [route.path for route in pages.routes if isinstance(route, Mount)] == ["/static"]
-
-
-@pytest.mark.parametrize(("method", "path"), READS + WRITES)
-def test_the_roles(sign_in: SignIn, method: str, path: str) -> None:
-    """Nobody is let in without signing in; everybody signed in reads; only who may write connections changes things."""
-    assert ask(sign_in(), method, path).status_code == 401
-    assert ask(sign_in(Cookie="_token=garbage"), method, path).status_code in {401, 403}
-    for role in ROLES:
-        status = ask(sign_in(role), method, path).status_code
-        if (method, path) in READS:
-            assert status == 200, role
-        else:
-            # 409: allowed in, and told in a sentence that there is no such connection.
-            assert status == (409 if role in {"op", "admin"} else 403), role
-    assert audit() == []
-
-
-@pytest.mark.parametrize(("method", "path"), [one for one in WRITES if one[0] != "GET"])
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"X-Audience-Sync": "1", "Sec-Fetch-Site": "same-site"},
-        {"X-Audience-Sync": "1", "Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-origin"},
-    ],
+from criteo_provider.sandbox.running import Sandbox
+from tests.ui.accounts_page import (
+    BACK,
+    CONNECTION,
+    HOME,
+    SignIn,
+    audit,
+    choose,
+    come_back,
+    connect,
+    consent,
+    create,
+    forget_keys,
+    go_to_criteo,
+    sandbox,
+    shown,
+    sign_in,
 )
-def test_foreign_pages_change_nothing(sign_in: SignIn, method: str, path: str, headers: dict[str, str]) -> None:
-    """With the cookie of an admin, a page of another site, a sibling host or a plain form is refused."""
-    answer = ask(sign_in("admin", cookie=True, **headers), method, path)
-    assert answer.status_code == 403
-    assert "does not come from a page of Audience Sync" in answer.text
-    ours = {"X-Audience-Sync": "1", "Sec-Fetch-Site": "same-origin"}
-    assert ask(sign_in("admin", cookie=True, **ours), method, path).status_code == 409
+from tests.ui.conftest import PREFIX
 
-
-def test_a_form_of_our_own_origin_is_refused_too(sign_in: SignIn) -> None:
-    """A form post carries no header of ours, so it is refused before its fields are looked at."""
-    client = sign_in("admin", cookie=True, **{"Sec-Fetch-Site": "same-origin"})
-    answer = client.post(
-        f"{PREFIX}/api/connections", data={"connection_id": "x", "client_id": "a", "client_secret": "b"}
-    )
-    assert answer.status_code == 403
-
-
-def test_the_page_may_not_be_framed_elsewhere(sign_in: SignIn) -> None:
-    """Only Airflow itself may frame the page; it brings neither scripts nor styles of its own, and is not kept."""
-    answer = sign_in("viewer").get(f"{PREFIX}/accounts")
-    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
-    assert answer.headers["x-frame-options"] == "SAMEORIGIN"
-    assert answer.headers["cache-control"] == "no-store"
-    assert "<script>" not in answer.text
-    assert "style=" not in answer.text
-
-
-# --- the way to Criteo and back
+__all__ = ["sandbox", "sign_in"]
 
 
 def test_from_nothing_to_two_ad_accounts(sign_in: SignIn, sandbox: Sandbox, tmp_path: Path) -> None:

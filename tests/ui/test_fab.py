@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from tests.ui.test_accounts import READS, WRITES
+from tests.ui.accounts_page import READS, WRITES
 
 PROJECT = Path(__file__).parents[2]
 
