@@ -8,6 +8,8 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from local_airflow import LocalAirflow
 from processes import Household
 
 DAGS = ("criteo_audience_sync", "criteo_audience_retry")
-DAY_S = 86_400
 ENGINE = "sqlite"
 
 
@@ -140,12 +141,12 @@ def _idle(airflow: BenchAirflow, for_s: float, what: str = "", *, beside: float 
     cores = 100 * (cpu_of_others() - cpu_before) / for_s
     over = cores / beside if beside else None
     yield Row("airflow", f"{what}idle: all of Airflow and the sandbox", ENGINE, cores, "% of one core", "", over)
-    runs = (_dag_runs(airflow) - runs_before) * DAY_S / for_s
-    yield Row("airflow", f"{what}idle: DAG runs a day", ENGINE, runs, "runs")
-    rows = (_metadata_rows(airflow) - rows_before) * DAY_S / for_s
-    yield Row("airflow", f"{what}idle: metadata rows a day", ENGINE, rows, "rows")
-    grown_mb = (_metadata_bytes(airflow) - bytes_before) / 1e6 * DAY_S / for_s
-    yield Row("airflow", f"{what}idle: metadata database grows a day", ENGINE, grown_mb, "MB")
+    runs = _dag_runs(airflow) - runs_before
+    yield Row("airflow", f"{what}idle: DAG runs in {for_s / 60:.0f} minutes", ENGINE, runs, "runs")
+    rows = (_metadata_rows(airflow) - rows_before) / max(1, runs)
+    yield Row("airflow", f"{what}idle: metadata rows, each run", ENGINE, rows, "rows")
+    grown_kb = (_metadata_bytes(airflow) - bytes_before) / 1e3 / max(1, runs)
+    yield Row("airflow", f"{what}idle: metadata database grows, each run", ENGINE, grown_kb, "kB")
     return cores
 
 
@@ -175,9 +176,9 @@ def _metadata_bytes(airflow: BenchAirflow) -> int:
 
 
 def _calls(sandbox: Sandbox, audience: str, since: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the requests for an audience behind the first ``since`` calls, and how many calls there were by now."""
+    """Return the requests for an audience behind the first ``since`` calls up to one under way, and how many those are."""
     ids = {str(segment["id"]) for segment in sandbox.state()["segments"] if segment["name"] == audience}
-    calls = sandbox.requests(since) if ids else []
+    calls = list(takewhile(itemgetter("answered_s"), sandbox.requests(since))) if ids else []
     ours = [call for call in calls if call["operation"] == "amend" and call["segment_id"] in ids]
     return ours, since + len(calls)
 
