@@ -176,7 +176,7 @@ def _metadata_bytes(airflow: BenchAirflow) -> int:
 
 
 def _calls(sandbox: Sandbox, audience: str, since: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the requests for an audience behind the first ``since`` calls up to one under way, and how many those are."""
+    """Return the requests for an audience behind the first ``since`` calls up to one under way, and how many."""
     ids = {str(segment["id"]) for segment in sandbox.state()["segments"] if segment["name"] == audience}
     calls = list(takewhile(itemgetter("answered_s"), sandbox.requests(since))) if ids else []
     ours = [call for call in calls if call["operation"] == "amend" and call["segment_id"] in ids]
