@@ -89,7 +89,10 @@ def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterato
         arrivals = _wait_for(sandbox, "backlog 1", wanted)
     both = 100 * (cpu_of_others() - before_s) / (2 * (time.monotonic() - began_s))
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
-    per_min = 60 * (len(arrivals) - 1) / max(1e-9, arrivals[-1]["arrived_s"] - arrivals[0]["arrived_s"])
+    # A call for a token, or of another canvas, takes its slot as well.
+    first_s, last_s = arrivals[0]["arrived_s"], arrivals[-1]["arrived_s"]
+    calls = sum(first_s <= call["arrived_s"] <= last_s for call in sandbox.requests())
+    per_min = 60 * (calls - 1) / max(1e-9, last_s - first_s)
     yield Row("airflow", "paced, one audience: users a second", ENGINE, people / wall_s, "users/s")
     yield Row("airflow", "paced, one audience: of Criteo's limit", ENGINE, 100 * per_min / CRITEOS_LIMIT, "%")
     yield Row("airflow", "most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")

