@@ -35,8 +35,10 @@ def s3_url() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(START_WITHIN_S * 10):
-            with suppress(OSError), urllib.request.urlopen(url, timeout=1):
-                break
+            # Whoever else may have taken the port meanwhile lists no buckets.
+            with suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+                if b"ListAllMyBucketsResult" in answer.read():
+                    break
             time.sleep(0.1)
         else:
             pytest.fail("the local S3 did not start")
