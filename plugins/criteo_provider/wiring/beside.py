@@ -57,7 +57,7 @@ class Beside:
         self._end(kill=not self._idle.wait(_ENDS_WITHIN_S))
 
     def _has_process(self) -> bool:
-        if self._process is None and self._places.acquire(blocking=False):
+        if self._process is None and not self._is_over and self._places.acquire(blocking=False):
             try:
                 self._process = _start()
             except OSError:
