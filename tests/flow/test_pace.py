@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from criteo_provider.criteo_api.consent import new_request
-from criteo_provider.flow.drain import Housekeeping, Progress, Reader, drain
+from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, drain
 from criteo_provider.flow.enter import Entered
+from criteo_provider.flow.upload import Uploaded
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
 from criteo_provider.wiring import CriteoConnection, House, Surroundings
@@ -152,3 +153,38 @@ def test_a_source_is_read_as_often_as_its_interval_says_at_that_moment() -> None
     at_rest = source.looks
     time.sleep(0.1)
     assert source.looks == at_rest >= 10
+
+
+class LandsWhenLookedAt:
+    """An upload whose one request comes back unsettled just after the drain has asked whether anything is due."""
+
+    def __init__(self) -> None:
+        self.done = Uploaded()
+        self.is_flying = True
+        self.came_back = False
+        self.asked_after = 0
+        self._busy: Callable[[], None] = lambda: None
+
+    def run(self, stop: threading.Event, busy: Callable[[], None]) -> None:
+        self._busy = busy
+        stop.wait()
+
+    def nothing_due(self) -> bool:
+        if self.came_back:
+            self.asked_after += 1
+            return True
+        # While it flies nobody else is due; and now Criteo's 429 arrives, and its people are due again.
+        self.came_back, self.is_flying = True, False
+        self._busy()
+        return True
+
+
+@pytest.mark.parametrize("quiet_s", [0.0, 0.05])
+def test_people_who_come_back_while_the_drain_looks_around_are_not_left_behind(quiet_s: float) -> None:
+    """A request that lands between "is anything due?" and "does anything fly?" keeps the drain from ending."""
+    upload = LandsWhenLookedAt()
+    drain(
+        [], {"criteo": Sender(upload, lambda: 0)}, Housekeeping(lambda: 0, lambda: 0, upload.nothing_due),  # type: ignore[arg-type]
+        quiet_s=lambda: quiet_s, stop=threading.Event(), ending=threading.Event(), max_s=30,
+    )  # fmt: skip
+    assert upload.asked_after >= 1

@@ -179,8 +179,7 @@ def _drain(
             if max_s is not None and now_s - began_s >= max_s:
                 break
             looked = len(counts.first_looks) == len(readers) + len(feeds)
-            # In this order: what is claimed between the two questions is no longer due, and it flies.
-            if looked and now_s - counts.busy_s >= quiet_s() and housekeeping.nothing_due() and _at_rest(senders):
+            if looked and _all_dry(counts, senders, housekeeping, quiet_s()):
                 if not housekeeping.tidy():
                     break
                 continue
@@ -250,8 +249,16 @@ def _follow(housekeeping: Housekeeping, counts: _Counts, ending: threading.Event
             ending.wait(HOUSEKEEPING_EVERY_S)
 
 
-def _at_rest(senders: Mapping[str, Sender]) -> bool:
-    return not any(sender.upload.is_flying for sender in senders.values())
+def _all_dry(counts: _Counts, senders: Mapping[str, Sender], housekeeping: Housekeeping, quiet_s: float) -> bool:
+    """Tell whether nothing moved for ``quiet_s``, nothing is due and nothing flies.
+
+    In this order: what is claimed between two questions is no longer due, and it flies. What lands between them
+    may be due again; it was busy before it ceased to fly.
+    """
+    busy_s = counts.busy_s
+    if time.monotonic() - busy_s < quiet_s or not housekeeping.nothing_due():
+        return False
+    return not any(sender.upload.is_flying for sender in senders.values()) and counts.busy_s == busy_s
 
 
 def _progress(

@@ -198,13 +198,13 @@ class Upload:
                 jitter=random.random(),  # noqa: S311 - spreads retries
             )
             self._count(claimed, outcome, lost)
-            busy()
         # The lease gives the people back; what Criteo has taken is sent once more, which does no harm.
         except LedgerUnwritable as full:
             log.warning("Request %d could not be settled; its people are sent again. %s", claimed.request_id, full)
         except Exception:
             log.exception("Request %d could not be settled; its people are sent again later.", claimed.request_id)
         finally:
+            busy()  # before it ceases to fly: its people may be due again
             self._made_room(claimed.identifiers)
 
     def _values(self, claimed: ClaimedRequest) -> dict[str, bytes]:
