@@ -97,13 +97,13 @@ def test_an_object_store(
     """S3 through an Airflow connection: fine, a column missing, no such bucket, nobody there, no such connection."""
     monkeypatch.setattr(files, "SETTLED_S", -60.0)  # objects appear whole, and need not be waited for
     capsys.readouterr()  # what the provider of AWS has logged
-    deployment.source("files: {connection: lake, path: 's3://people/in'}")
+    deployment.source(f"files: {{connection: {bucket.conn_id}, path: 's3://people/in'}}")
     assert findings(airflow) == (0, [])
     (bucket / f"today.{kind}").write_bytes(written(kind, WITHOUT_CONSENT))
     assert "there is no column 'ads_tracking_enabled'" in unreadable(airflow)
     (bucket / f"today.{kind}").write_bytes(written(kind, PERSON))
     assert findings(airflow) == (0, [])
-    deployment.source("files: {connection: lake, path: 's3://nobodys-bucket/in'}")
+    deployment.source(f"files: {{connection: {bucket.conn_id}, path: 's3://nobodys-bucket/in'}}")
     assert "no folder" in unreadable(airflow)
     deployment.source("files: {connection: pond, path: 's3://people/in'}")
     assert "there is no Airflow connection 'pond'" in unreadable(airflow)
