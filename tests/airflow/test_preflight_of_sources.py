@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import os
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -97,16 +100,39 @@ def test_an_object_store(
     """S3 through an Airflow connection: fine, a column missing, no such bucket, nobody there, no such connection."""
     monkeypatch.setattr(files, "SETTLED_S", -60.0)  # objects appear whole, and need not be waited for
     capsys.readouterr()  # what the provider of AWS has logged
-    deployment.source("files: {connection: lake, path: 's3://people/in'}")
+    deployment.source(f"files: {{connection: {bucket.conn_id}, path: 's3://people/in'}}")
     assert findings(airflow) == (0, [])
     (bucket / f"today.{kind}").write_bytes(written(kind, WITHOUT_CONSENT))
     assert "there is no column 'ads_tracking_enabled'" in unreadable(airflow)
     (bucket / f"today.{kind}").write_bytes(written(kind, PERSON))
     assert findings(airflow) == (0, [])
-    deployment.source("files: {connection: lake, path: 's3://nobodys-bucket/in'}")
+    deployment.source(f"files: {{connection: {bucket.conn_id}, path: 's3://nobodys-bucket/in'}}")
     assert "no folder" in unreadable(airflow)
     deployment.source("files: {connection: pond, path: 's3://people/in'}")
     assert "there is no Airflow connection 'pond'" in unreadable(airflow)
+
+
+@pytest.mark.slow
+def test_an_object_store_whose_connection_was_mended(
+    deployment: Deployment, airflow: Airflow, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that lives long sees what changes in the connection of a store: Airflow itself keeps the first."""
+    variable = f"AIRFLOW_CONN_{bucket.conn_id.upper()}"
+    good = json.loads(os.environ[variable])
+    with closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        extra = {
+            "endpoint_url": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            "config_kwargs": {"retries": {"max_attempts": 0}},
+        }
+        deployment.source(f"files: {{connection: {bucket.conn_id}, path: 's3://people/in'}}")
+        assert airflow("preflight")[0] == 0
+        monkeypatch.setenv(variable, json.dumps({**good, "extra": good["extra"] | extra}))
+        code, said = airflow("preflight")
+        assert code == 1
+        assert "The source cannot be read" in " ".join(said.split())
+        monkeypatch.setenv(variable, json.dumps(good))
+        assert airflow("preflight")[0] == 0
 
 
 class Crm(http.server.ThreadingHTTPServer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 import uuid
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,17 +36,19 @@ class Shop:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.people: list[Person] = []
+        self._adding = threading.Lock()
         with closing(sqlite3.connect(path)) as shop, shop:
             shop.execute("PRAGMA journal_mode = WAL")
             shop.execute(TABLE)
 
     def add(self, count: int) -> list[Person]:
         """Let so many people appear in the segment."""
-        first = len(self.people) + 1
-        added = [Person(n, f"somebody.{n}@example.com", str(uuid.uuid4())) for n in range(first, first + count)]
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
-        with closing(sqlite3.connect(self.path, timeout=30)) as shop, shop:
-            rows = [(each.customer_id, each.email, each.maid, 1, now) for each in added]
-            shop.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, ?)", rows)
-        self.people += added
-        return added
+        with self._adding:
+            first = len(self.people) + 1
+            added = [Person(n, f"somebody.{n}@example.com", str(uuid.uuid4())) for n in range(first, first + count)]
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            with closing(sqlite3.connect(self.path, timeout=30)) as shop, shop:
+                rows = [(each.customer_id, each.email, each.maid, 1, now) for each in added]
+                shop.executemany("INSERT INTO customers VALUES (?, ?, ?, ?, ?)", rows)
+            self.people += added
+            return added

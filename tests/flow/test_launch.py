@@ -218,6 +218,24 @@ def test_who_comes_second_at_a_launch_leaves_all_audiences_to_the_first(
     assert sorted(one["name"] for one in sandbox.state()["segments"]) == ["First", "Second", "Third"]
 
 
+def test_who_waited_for_a_launch_reads_once_another_process_has_done_it(
+    open_vip: Callable[[], House], sandbox: Sandbox, include: Path
+) -> None:
+    """A process that finds its canvas being launched by another may read as soon as it is, and asks Criteo nothing."""
+    write_canvas(include, "vip", sync("add", "Made"))
+    with closing(open_vip()) as one, closing(open_vip()) as other, one.launch.begin(threading.Event()) as launching:
+        one.declare()
+        (canvas,), launches = one.canvases.canvases, one.ledger.launches
+        (made,) = launches.audiences("vip")
+        assert launches.lease(made.audience_id, now_us=one.now_us(), lease_s=60)
+        assert not launching.is_launched(canvas)
+        one.ledger.give_back_audiences([made.audience_id])
+        drain(other)
+        before = last_call(sandbox)
+        assert launching.is_launched(canvas)
+        assert calls(sandbox, before) == {}
+
+
 def test_a_draft_is_launched_without_an_audience_and_made_by_who_adds(
     open_vip: Callable[[], House], sandbox: Sandbox, include: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

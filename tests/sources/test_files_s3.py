@@ -1,51 +1,25 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.sources.files import FilesSource
 from tests.sources.table import nothing_seen
 from tests.sources.test_files import Ledger
 
-START_WITHIN_S = 60
-
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
-    """A local S3, ended with the test."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(START_WITHIN_S * 10):
-            # Whoever else may have taken the port meanwhile lists no buckets.
-            with suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
-                if b"ListAllMyBucketsResult" in answer.read():
-                    break
-            time.sleep(0.1)
-        else:
-            pytest.fail("the local S3 did not start")
-        yield url
-    finally:
-        psutil.Process(server.pid).terminate()
-        server.wait(10)
+    """A local S3 in a thread of the test, on a port nobody can take from it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
 
 
 @pytest.fixture
@@ -53,12 +27,14 @@ def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty bucket as Airflow opens it: an ObjectStoragePath with an Airflow connection."""
     from airflow.sdk import ObjectStoragePath
 
+    # Airflow keeps a store for each connection id as long as the process lives, so each server has its own.
+    conn_id = "s3_at_" + s3_url.rpartition(":")[2]
     monkeypatch.setenv(
-        "AIRFLOW_CONN_LAKE",
+        f"AIRFLOW_CONN_{conn_id.upper()}",
         '{"conn_type": "aws", "login": "key", "password": "secret", "extra": '
         f'{{"endpoint_url": "{s3_url}", "region_name": "us-east-1"}}}}',
     )
-    path = ObjectStoragePath("s3://people/in", conn_id="lake")
+    path = ObjectStoragePath("s3://people/in", conn_id=conn_id)
     path.fs.invalidate_cache()
     path.fs.mkdir("people")
     yield path
@@ -105,4 +81,4 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket: Any) -> None:
     from airflow.sdk import ObjectStoragePath
 
     with pytest.raises(SourceFailed, match="there is no folder"):
-        source(ObjectStoragePath("s3://nowhere/in", conn_id="lake")).is_ahead(None, nothing_seen)
+        source(ObjectStoragePath("s3://nowhere/in", conn_id=bucket.conn_id)).is_ahead(None, nothing_seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from criteo_provider.core.errors import Misconfigured
 from criteo_provider.settings import canvas as declared
 
 if TYPE_CHECKING:
-    from airflow.sdk import Connection
+    from airflow.sdk import Connection, ObjectStoragePath
 
     from criteo_provider.core.ports import Source
     from criteo_provider.sources.paged_http import HttpAnswer
@@ -96,8 +97,6 @@ class SegmentSources:
         if "://" in files.path:
             from airflow.sdk import ObjectStoragePath
 
-            if files.connection:
-                self._ask(files.connection, wanted_by=_key(canvas, "files.connection"))
             try:
                 root = ObjectStoragePath(files.path, conn_id=files.connection)
             except ValueError:
@@ -106,6 +105,9 @@ class SegmentSources:
                     f"{_key(canvas, 'files.path')}: nothing installed here opens {kind}:// addresses. "
                     "Install the Airflow provider of that store, or correct the path."
                 ) from None
+            if files.connection:
+                asked = self._ask(files.connection, wanted_by=_key(canvas, "files.connection"))
+                _open_anew_if_changed(root, asked.get_uri())
         return FilesSource(
             root,
             columns=canvas.entry.columns,
@@ -156,6 +158,21 @@ def _paramstyle(hook: Any) -> str:
     """Return how the driver behind a hook marks parameters (PEP 249)."""
     told = getattr(getattr(hook, "connector", None), "paramstyle", None)
     return str(told or _PARAMSTYLES.get(hook.placeholder, "format"))
+
+
+# Airflow keeps a store for each connection id as long as the process lives: what each was opened with, as a digest.
+_opened_with: dict[str, bytes] = {}
+
+
+def _open_anew_if_changed(root: ObjectStoragePath, connection_uri: str) -> None:
+    """Let Airflow open a store again once its connection has changed: the triggerer lives for weeks."""
+    from airflow.sdk.io import attach
+
+    store = attach(root.protocol, conn_id=root.conn_id)
+    digest = hashlib.sha256(connection_uri.encode()).digest()
+    if _opened_with.get(str(store)) != digest:
+        vars(store).pop("fs", None)  # a cached property
+        _opened_with[str(store)] = digest
 
 
 def _key(canvas: Sourced, key: str) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import Operation, PartState, Reason, Span
 from criteo_provider.core.spans import from_ordinals, ordinal_at, size, slots, subtract
+from criteo_provider.store.engine import AS_KEPT
 from criteo_provider.store.schema import identifiers, part
 from criteo_provider.store.schema_order import earlier
 from criteo_provider.store.standings import refold, spans_from_text, spans_to_text
@@ -109,10 +110,16 @@ def packed_of(connection: Connection, chunk_id: int, form: str, earlier_id: int 
     return spans_from_text(found.present), bytes(found.packed)
 
 
-_OF_CHUNK = select(identifiers.c.present, identifiers.c.packed).where(
-    identifiers.c.chunk_id == bindparam("chunk"), identifiers.c.form == bindparam("named")
+_OF_CHUNK = (
+    select(identifiers.c.present, identifiers.c.packed)
+    .where(identifiers.c.chunk_id == bindparam("chunk"), identifiers.c.form == bindparam("named"))
+    .execution_options(**{AS_KEPT: True})
 )
-_BEFORE = select(earlier.c.present, earlier.c.packed).where(earlier.c.id == bindparam("key"))
+_BEFORE = (
+    select(earlier.c.present, earlier.c.packed)
+    .where(earlier.c.id == bindparam("key"))
+    .execution_options(**{AS_KEPT: True})
+)
 
 
 def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, func, insert, literal, literal_column
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.consent import USER_KEY, key_marks, value_marks
 from criteo_provider.core.identifiers import Form
+from criteo_provider.store.engine import AS_KEPT
 from criteo_provider.store.schema import chunk, identifiers
 from criteo_provider.store.schema_growth import people_page, people_segment
 from criteo_provider.store.standings import slices
@@ -177,7 +178,7 @@ def _pages(connection: Connection, chunk_ids: Sequence[int], pages: int) -> Iter
     named = select(chunk.c.id, chunk.c.user_keys).where(chunk.c.id.between(first, last))
     for chunk_id, keys in connection.execute(named):
         gathered[USER_KEY].append((chunk_id, _prefixes(key_marks(msgspec.json.decode(keys)))))
-    held = select(identifiers.c.chunk_id, identifiers.c.form, identifiers.c.packed)
+    held = select(identifiers.c.chunk_id, identifiers.c.form, identifiers.c.packed).execution_options(**{AS_KEPT: True})
     for chunk_id, form, packed in connection.execute(held.where(identifiers.c.chunk_id.between(first, last))):
         gathered[form].append((chunk_id, _packed_prefixes(form, bytes(packed))))
     for kind, pieces in gathered.items():
@@ -289,5 +290,5 @@ def _names_in(connection: Connection, kind: str, chunk_id: int) -> set[Name]:
         keys = connection.execute(select(chunk.c.user_keys).where(chunk.c.id == chunk_id)).scalar_one()
         return set(msgspec.json.decode(keys))
     query = select(identifiers.c.packed).where(identifiers.c.chunk_id == chunk_id, identifiers.c.form == kind)
-    packed = connection.execute(query).scalar()
+    packed = connection.execute(query.execution_options(**{AS_KEPT: True})).scalar()
     return set(forms.decode(bytes(packed), Form(kind))) if packed else set()

@@ -96,7 +96,8 @@ class Launching:
     def is_launched(self, canvas: Canvas) -> bool:
         """Tell whether a canvas may read, after trying to launch it if that is due."""
         with self._lock:
-            if self._waiting is None:
+            # Another process may have launched a canvas since somebody looked.
+            if self._waiting is None or canvas.id in self._waiting:
                 self._waiting = self.launch.unlaunched()
             if canvas.id not in self._waiting:
                 return True
