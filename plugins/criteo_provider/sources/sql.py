@@ -16,8 +16,6 @@ from criteo_provider.sources.cursor_values import decode_row, encode_row
 from criteo_provider.sources.keyset import Keyset, Statement
 
 LOOK_ROWS = 50_000
-# Rows become columns a piece at a time: a page of rows is 20 MB that no cache holds, and takes a seventh longer.
-PIECE_ROWS = 5_000
 # Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
 
@@ -32,31 +30,6 @@ class DbApiConnection(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
-
-
-class Rows:
-    """Rows that were fetched, kept as columns."""
-
-    def __init__(self, columns: list[list[object]]) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns[0])
-
-    def __getitem__(self, place: int) -> Row:
-        return tuple(column[place] for column in self.columns)
-
-    def first(self, count: int) -> Rows:
-        """Return the first ``count`` rows; all of them as they are."""
-        return self if count >= len(self) else Rows([column[:count] for column in self.columns])
-
-    def at(self, places: Sequence[int]) -> Rows:
-        """Return the rows at ``places``."""
-        return Rows([[column[place] for place in places] for column in self.columns])
-
-    def followed_by(self, others: Rows) -> Rows:
-        """Return these rows and then others."""
-        return Rows([[*mine, *theirs] for mine, theirs in zip(self.columns, others.columns, strict=True)])
 
 
 class SqlSource:
@@ -124,7 +97,7 @@ class SqlSource:
             return None
         names = self._names()
         newest_first, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
-        due = self._due(newest_first.at(range(len(newest_first))[::-1]))
+        due = self._due(newest_first[::-1])
         # Rows deleted since the first question must not take the cursor back: who was read would enter twice.
         if not due or not self._rows(decode_row(position, self._cursor), due[0], limit=1):
             return None
@@ -142,15 +115,16 @@ class SqlSource:
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
         after, upto, more = late_commits.after(look), decode_row(look.upto, self._cursor), True
-        new, new_marks = self._no_rows(), b""
+        new: list[Row] = []
+        new_marks: list[bytes] = []
         while more and not new:
             rows, more = self._stretch(decode_row(after, self._cursor), upto, limit=LOOK_ROWS)
             found = self._marks(rows)
-            places = late_commits.unmarked(found, look.marks)
-            new, new_marks = rows.at(places), b"".join([found[place] for place in places])
+            indexes = late_commits.unmarked(found, look.marks)
+            new, new_marks = [rows[index] for index in indexes], [found[index] for index in indexes]
             after = self._position_of(rows[-1]) if rows else after
         page = Page(self._as_columns(new), len(new), look.upto)
-        following = self._next_look(look, upto, look.marks + new_marks)
+        following = self._next_look(look, upto, look.marks + b"".join(new_marks))
         if more and following is None:
             # More than a page came late, and nothing more can come: go on behind it at once.
             following = late_commits.rest_of(look, after)
@@ -160,17 +134,17 @@ class SqlSource:
         """Close the connections kept; the next call opens another."""
         _close(self._kept)
 
-    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[Rows, bool]:
+    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[list[Row], bool]:
         """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together."""
         # One row more than wanted shows where the next page begins.
         rows = self._rows(after, upto, limit=limit + 1)
         more = len(rows) > limit
         if more:
-            rows = rows.first(self._end_of_groups(rows))
+            rows = rows[: self._end_of_groups(rows)]
         due = rows if upto is not None else self._due(rows)
         return due, more and len(due) == len(rows)
 
-    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> Rows:
+    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> list[Row]:
         names = self._names()
         statements = self._keyset.ranges(
             [names[column] for column in self._fetched],
@@ -179,37 +153,34 @@ class SqlSource:
             upto=upto,
             limit=limit,
         )
-        rows = self._no_rows()
+        rows: list[Row] = []
         for statement in statements:
-            found = self._read(statement)[0].first(limit - len(rows))
-            rows = rows.followed_by(found) if rows else found
+            rows += self._read(statement)[0][: limit - len(rows)]
             if len(rows) == limit:
                 break
         return rows
 
-    def _no_rows(self) -> Rows:
-        return Rows([[] for _ in self._fetched])
-
-    def _end_of_groups(self, rows: Rows) -> int:
+    def _end_of_groups(self, rows: list[Row]) -> int:
         """Return where the rows end that do not share the cursor value of the last one."""
-        cursors = Rows(rows.columns[: len(self._cursor)])
-        following = cursors[-1]
+        width = len(self._cursor)
+        following = tuple(rows[-1][:width])
         for end in range(len(rows) - 1, 0, -1):
-            if cursors[end - 1] != following:
+            if tuple(rows[end - 1][:width]) != following:
                 return end
         raise SourceFailed(
             f"{self._name}: more than {len(rows) - 1} rows share one value of the cursor "
             f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
         )
 
-    def _due(self, rows: Rows) -> Rows:
+    def _due(self, rows: list[Row]) -> list[Row]:
         """Leave out the rows at the end that are stamped in the future."""
-        now_s, stamps, end = self._now_us() / 1e6, rows.columns[0], len(rows)
-        while end and late_commits.is_ahead_of_its_time(stamps[end - 1], now_s):
+        now_s = self._now_us() / 1e6
+        end = len(rows)
+        while end and late_commits.is_ahead_of_its_time(rows[end - 1][0], now_s):
             end -= 1
-        return rows.first(end)
+        return rows[:end]
 
-    def _first_look(self, rows: Rows, after: Json, upto: Json) -> Look | None:
+    def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
         now_s = self._now_us() / 1e6
         newest = decode_row(upto, self._cursor)
         left_s = late_commits.unsettled_s(newest[0] if newest else None, now_s=now_s, late_commit_s=self._late_commit_s)
@@ -233,17 +204,19 @@ class SqlSource:
         wait_s = max(since_read_s, self._first_look_s)
         return late_commits.next_look(look, marks, wait_s=wait_s, unsettled_s=left_s)
 
-    def _marks(self, rows: Rows) -> list[bytes]:
-        naming = rows.columns[: len(self._cursor)]
+    def _marks(self, rows: list[Row]) -> list[bytes]:
+        naming = [self._fetched.index(column) for column in self._cursor]
         if self._user_key is not None and self._user_key not in self._cursor:
-            naming.append(rows.columns[self._fetched.index(self._user_key)])
-        return late_commits.marks_of(naming)
+            naming.append(self._fetched.index(self._user_key))
+        return late_commits.marks_of([[row[index] for row in rows] for index in naming])
 
     def _position_of(self, row: Row) -> Json:
         return encode_row(row[: len(self._cursor)], self._cursor)
 
-    def _as_columns(self, rows: Rows) -> dict[str, Sequence[object]]:
-        return {column: rows.columns[self._fetched.index(column)] for column in self._columns}
+    def _as_columns(self, rows: list[Row]) -> dict[str, Sequence[object]]:
+        # zip(*rows) would make the garbage collector look at every row, again and again: half of the page's cost.
+        places = ((column, self._fetched.index(column)) for column in self._columns)
+        return {column: [row[place] for row in rows] for column, place in places}
 
     def _refuse_empty_cursors(self) -> None:
         for column in self._cursor:
@@ -260,7 +233,7 @@ class SqlSource:
             self._there = {column: _found(column, there, self._name) for column in self._fetched}
         return self._there
 
-    def _read(self, statement: Statement) -> tuple[Rows, list[str]]:
+    def _read(self, statement: Statement) -> tuple[list[Row], list[str]]:
         thread = threading.get_ident()
         if thread in self._kept:
             try:
@@ -288,18 +261,14 @@ def _close(kept: dict[int, DbApiConnection]) -> None:
             connection.close()
 
 
-def _run(connection: DbApiConnection, statement: Statement) -> tuple[Rows, list[str]]:
+def _run(connection: DbApiConnection, statement: Statement) -> tuple[list[Row], list[str]]:
     cursor = connection.cursor()
     try:
         if statement.parameters:
             cursor.execute(statement.sql, statement.parameters)
         else:
             cursor.execute(statement.sql)
-        columns: list[list[object]] = [[] for _ in cursor.description]
-        while piece := cursor.fetchmany(PIECE_ROWS):
-            for place, column in enumerate(columns):
-                column += [row[place] for row in piece]
-        return Rows(columns), [column[0] for column in cursor.description]
+        return list(cursor.fetchall()), [column[0] for column in cursor.description]
     finally:
         cursor.close()
         with suppress(Exception):  # some drivers have no transactions, or none open
