@@ -26,6 +26,12 @@ from criteo_provider.settings.load import load_canvases
 POSTGRES = "postgres://reader:p%40ss@db.example.com:5433/ledger?sslmode=require&cursor=dictcursor"
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home of its own for each test: where the ledger has been is remembered there."""
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+
+
 @pytest.fixture
 def no_ledger_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_CRITEO_LEDGER", raising=False)
@@ -35,7 +41,6 @@ def test_ledger_is_a_file_by_default(
     no_ledger_connection: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without a ledger connection the ledger is a SQLite file in Airflow's home, or where the setting says."""
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     assert surroundings.ledger_url() == f"sqlite:///{tmp_path}/criteo/ledger.db"
     monkeypatch.setenv("AIRFLOW__CRITEO__LEDGER_PATH", str(tmp_path / "elsewhere.db"))
     assert surroundings.ledger_url() == f"sqlite:///{tmp_path}/elsewhere.db"
@@ -48,6 +53,22 @@ def test_ledger_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (url.drivername, url.username, url.password) == ("postgresql+psycopg", "reader", "p@ss")
     assert (url.host, url.port, url.database) == ("db.example.com", 5433, "ledger")
     assert dict(url.query) == {"sslmode": "require"}
+
+
+def test_a_ledger_that_was_in_its_connection_is_not_begun_anew_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Airflow says "not found" also when its database fails: then an empty ledger would send everybody again."""
+    monkeypatch.setenv("AIRFLOW_CONN_CRITEO_LEDGER", POSTGRES)
+    surroundings.ledger_url()
+    monkeypatch.delenv("AIRFLOW_CONN_CRITEO_LEDGER")
+    with pytest.raises(Unavailable, match="does not find that now; trying again later") as refused:
+        surroundings.ledger_url()
+    note = tmp_path / "criteo" / "ledger.db.moved"
+    assert f"delete {note}" in str(refused.value)
+    assert "p@ss" not in note.read_text()
+    note.unlink()
+    assert surroundings.ledger_url().startswith("sqlite:///")
 
 
 def test_ledger_connection_of_another_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,19 @@ def test_the_further_look_finds_it_once(people: Database) -> None:
     assert entering.looks == []
 
 
+def test_a_look_goes_on_when_the_cursor_was_given_one_more_column(people: Database) -> None:
+    """Whoever is known stays known under the longer cursor, and a late row is found once."""
+    entering = entering_ids(people, late_commit_s=LATE_COMMIT_S)
+    people.run("INSERT INTO people VALUES (2, 'b')", "INSERT INTO people VALUES (3, 'c')")
+    entering.forward()
+    people.run("INSERT INTO people VALUES (1, 'a')")
+    longer = entering_ids(people, late_commit_s=LATE_COMMIT_S, clock=entering.clock, cursor=["id", "customer"])
+    entering.source = longer.source
+    entering.wait(70)
+    assert ids(entering) == [2, 3, 1]
+    assert entering.looks == []
+
+
 @pytest.mark.parametrize("committed_after_s", [0, 2, 4, 10, 30, 59, 60])
 def test_a_row_committed_within_the_promise_is_found_whenever_that_is(people: Database, committed_after_s: int) -> None:
     """However late inside `late_commit` a row appears, exactly one look finds it."""

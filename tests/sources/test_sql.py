@@ -77,6 +77,34 @@ def test_rows_of_one_cursor_value_stay_on_one_page(db: Database) -> None:
         list(pages(source, max_rows=2))
 
 
+def test_a_cursor_may_be_given_one_more_column(db: Database) -> None:
+    """What made the cursor unique is added behind it: reading goes on where it was, nothing twice and nothing lost."""
+    db.run("CREATE TABLE people (stamp INTEGER, id INTEGER)")
+    db.run(*(f"INSERT INTO people VALUES ({n // 5}, {n})" for n in range(10)))
+    one, both = (
+        db.source("SELECT * FROM people", cursor=cursor, columns=["id"]) for cursor in (["stamp"], ["stamp", "id"])
+    )
+    first = next(pages(one, max_rows=5))
+    assert both.is_ahead(first.position, nothing_seen)
+    rest = list(pages(both, first.position, max_rows=2))
+    assert [n for page in (first, *rest) for n in page.columns["id"]] == list(range(10))
+    assert rest[-1].position == [1, 9]
+    assert [n for page in both.between(first.position, [1], max_rows=2) for n in page.columns["id"]] == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("there", ["'2026-07-01'", "7"])
+def test_a_cursor_that_begins_with_another_column_is_refused(db: Database, there: str) -> None:
+    """A stored position of another kind than the first columns is not guessed at, whichever sorts first."""
+    db.run(f"CREATE TABLE people (stamp {'INTEGER' if there == '7' else 'TEXT'}, id INTEGER)")
+    db.run(f"INSERT INTO people VALUES ({there}, 1)")
+    source = db.source("SELECT * FROM people", cursor=["stamp", "id"], columns=["id"])
+    position = ["2026-06-30"] if there == "7" else [7]
+    with pytest.raises(SourceFailed, match="does not fit the cursor columns stamp, id"):
+        source.is_ahead(position, nothing_seen)
+    with pytest.raises(SourceFailed, match="does not fit the cursor columns stamp, id"):
+        list(pages(source, position))
+
+
 def test_times_texts_and_numbers_can_be_cursors(db: Database) -> None:
     """Every cursor type of the database round trips through the position."""
     db.run("CREATE TABLE people (at TIMESTAMP, name TEXT, worth NUMERIC(12, 2), id INTEGER)")

@@ -44,6 +44,7 @@ class Backlog(Enter):
     ) -> None:
         super().__init__(plan, source, ledger, now_us, owner, begin_packing=begin_packing)
         self._split, self._book = split, book
+        self._chunks_before = 0  # its last failure
 
     def tick(self, stop: threading.Event) -> Entered:
         """Enter all backlogs nobody else is at; return what was done. Raises SourceFailed as Enter does."""
@@ -58,6 +59,11 @@ class Backlog(Enter):
         self._say(done)
         return done
 
+    @property
+    def has_read(self) -> bool:
+        """Whether people were entered since the source last failed."""
+        return self.done.chunks > self._chunks_before
+
     def _enter_all(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         renew = lambda: self._book.keep(  # noqa: E731 - for one lease only
             hold, now_us=self._now_us(), lease_s=enter.CURSOR_LEASE_S
@@ -69,6 +75,7 @@ class Backlog(Enter):
         except LostClaim:
             log.info("Another process reads the backlog of canvas %s now.", self._plan.canvas_id)
         except SourceFailed as failure:
+            self._chunks_before = self.done.chunks
             self._ledger.source_failed(self._plan.canvas_id, str(failure), now_us=self._now_us())
             raise
         finally:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from criteo_provider.wiring.surroundings import Sourced
 
 HTTP_TIMEOUT_S = 30
+STORE_LASTS_S = 60.0
 _BACKTICKS = frozenset({"mysql", "gcpbigquery", "hiveserver2", "hive_cli", "databricks", "spark_sql"})
 _PARAMSTYLES = {"?": "qmark", "%s": "format"}
 
@@ -105,9 +106,9 @@ class SegmentSources:
                     f"{_key(canvas, 'files.path')}: nothing installed here opens {kind}:// addresses. "
                     "Install the Airflow provider of that store, or correct the path."
                 ) from None
-            if files.connection:
-                asked = self._ask(files.connection, wanted_by=_key(canvas, "files.connection"))
-                _open_anew_if_changed(root, asked.get_uri())
+            key = "files.connection" if files.connection else "files.path"  # s3://connection@bucket/folder
+            asked = self._ask(root.conn_id, wanted_by=_key(canvas, key)) if root.conn_id else None
+            _open_anew(root, asked.get_uri() if asked else "")
         return FilesSource(
             root,
             columns=canvas.entry.columns,
@@ -160,19 +161,23 @@ def _paramstyle(hook: Any) -> str:
     return str(told or _PARAMSTYLES.get(hook.placeholder, "format"))
 
 
-# Airflow keeps a store for each connection id as long as the process lives: what each was opened with, as a digest.
-_opened_with: dict[str, bytes] = {}
+# When each store was opened, and with what connection, as a digest.
+_opened: dict[str, tuple[float, bytes]] = {}
 
 
-def _open_anew_if_changed(root: ObjectStoragePath, connection_uri: str) -> None:
-    """Let Airflow open a store again once its connection has changed: the triggerer lives for weeks."""
+def _open_anew(root: ObjectStoragePath, connection_uri: str) -> None:
+    """Let Airflow open a store again once its connection has changed, or it is old: roles and files of keys change too.
+
+    Airflow keeps one store for each connection id as long as a process lives, and the triggerer lives for weeks.
+    """
     from airflow.sdk.io import attach
 
     store = attach(root.protocol, conn_id=root.conn_id)
     digest = hashlib.sha256(connection_uri.encode()).digest()
-    if _opened_with.get(str(store)) != digest:
+    opened_s, opened_with = _opened.get(str(store), (0.0, b""))
+    if digest != opened_with or time.monotonic() - opened_s > STORE_LASTS_S:
         vars(store).pop("fs", None)  # a cached property
-        _opened_with[str(store)] = digest
+        _opened[str(store)] = time.monotonic(), digest
 
 
 def _key(canvas: Sourced, key: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from criteo_provider.core.errors import CriteoSyncError, Misconfigured
+from criteo_provider.core.errors import CriteoSyncError, Misconfigured, Unavailable
 from criteo_provider.hooks import airflow_inside
 from criteo_provider.hooks.criteo import read_connection
 
@@ -96,17 +97,34 @@ def include_folder() -> Path:
 def ledger_url() -> str:
     """Return where the ledger is: the ledger connection, else a SQLite file on this machine.
 
-    Unavailable is raised rather than guessing when Airflow cannot say whether the connection exists.
+    Unavailable is raised rather than guessing when Airflow cannot say whether the connection exists, or does not
+    find the one that was there.
     """
     chosen = airflow_inside.setting("criteo", "ledger_connection")
     if chosen:
         return _postgres_url(airflow_inside.named_connection(chosen, wanted_by="[criteo] ledger_connection"))
-    connection = airflow_inside.find_connection(LEDGER_CONNECTION)
-    if connection is not None:
-        return _postgres_url(connection)
     path = airflow_inside.setting("criteo", "ledger_path")
     file = Path(path).expanduser() if path else Path(airflow_inside.airflow_home()) / "criteo" / "ledger.db"
+    moved = file.with_name(file.name + ".moved")
+    connection = airflow_inside.find_connection(LEDGER_CONNECTION)
+    if connection is not None:
+        _remember_move(moved)
+        return _postgres_url(connection)
+    if moved.exists():
+        # Airflow says "not found" of a connection also when its database fails for a moment.
+        raise Unavailable(
+            f"The ledger is in the Airflow connection {LEDGER_CONNECTION!r}, and Airflow does not find that now; "
+            f"trying again later. If it is gone for good, and an empty ledger is to begin in {file}, delete {moved}.",
+            code="airflow-unavailable",
+        )
     return f"sqlite:///{file.absolute()}"
+
+
+def _remember_move(moved: Path) -> None:
+    with suppress(OSError):  # a home nobody may write to has no ledger either
+        if not moved.exists():
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            moved.write_text(f"The ledger is in the Airflow connection {LEDGER_CONNECTION}, and not in this folder.\n")
 
 
 def executor() -> str:

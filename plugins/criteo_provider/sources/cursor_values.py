@@ -71,16 +71,32 @@ def encode_row(values: Sequence[object], columns: Sequence[str]) -> Json:
     return [encode(value, column) for value, column in zip(values, columns, strict=True)]
 
 
-def decode_row(position: Json, columns: Sequence[str]) -> tuple[object, ...] | None:
-    """Turn a position back into cursor values; None is the very beginning."""
+def decode_row(position: Json, columns: Sequence[str], *, fewer: bool = False) -> tuple[object, ...] | None:
+    """Turn a position back into cursor values; None is the very beginning.
+
+    ``fewer``: columns may have been added behind those it was made of. Raises SourceFailed.
+    """
     if position is None:
         return None
-    if not isinstance(position, list) or len(position) != len(columns):
-        raise SourceFailed(
-            f"the stored position does not fit the cursor columns {', '.join(columns)}: were they changed? "
-            "Put the former cursor back, or declare a new canvas"
-        )
+    if not isinstance(position, list) or not (1 if fewer else len(columns)) <= len(position) <= len(columns):
+        raise does_not_fit(columns)
     return tuple(decode(value) for value in position)
+
+
+def does_not_fit(columns: Sequence[str]) -> SourceFailed:
+    """Say that a position was made of other cursor columns."""
+    return SourceFailed(
+        f"the stored position does not fit the cursor columns {', '.join(columns)}: were they changed? "
+        "Put the former cursor back, or declare a new canvas"
+    )
+
+
+def kind_of(value: object) -> str:
+    """Name the kind of a cursor value; values of one kind can be compared."""
+    encoded = encode(value, "")
+    if isinstance(encoded, dict):
+        return next(iter(encoded))
+    return "text" if isinstance(encoded, str) else "number"
 
 
 def canonical(value: object) -> str:

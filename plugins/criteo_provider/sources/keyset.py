@@ -63,16 +63,16 @@ class Keyset:
     ) -> Iterator[Statement]:
         """Yield statements that give, one after the other, the rows in (``after``, ``upto``] in order.
 
-        None is no bound. Each gives at most ``limit`` rows; rows without a value in a cursor column are
-        left out.
+        None is no bound, and a bound may leave out the last columns: all rows that share its values belong to it. Each
+        gives at most ``limit`` rows; rows without a value in a cursor column are left out.
         """
         names = [self._quoted(column) for column in cursor]
         wanted = ", ".join(self._quoted(column) for column in columns)
-        for depth in [-1] if after is None else range(len(names) - 1, -1, -1):
+        for depth in [-1] if after is None else range(len(after) - 1, -1, -1):
             conditions, values = _behind(names, after or (), depth)
             if upto is not None:
                 # The first bound alone tells the index where to stop.
-                conditions += [f"{names[0]} <= {_HOLE}", _at_most(names)]
+                conditions += [f"{names[0]} <= {_HOLE}", _at_most(names[: len(upto)])]
                 values += [upto[0], *(value for last in range(len(upto)) for value in upto[: last + 1])]
             condition = f"{' AND '.join(conditions)} ORDER BY {', '.join(names)} LIMIT {int(limit)}"
             yield self._select(wanted, condition, values)

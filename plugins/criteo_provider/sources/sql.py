@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from criteo_provider.core.errors import CriteoSyncError, SourceFailed
 from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.sources import late_commits
-from criteo_provider.sources.cursor_values import decode_row, encode_row
+from criteo_provider.sources.cursor_values import decode_row, does_not_fit, encode_row, kind_of
 from criteo_provider.sources.keyset import Keyset, Statement
 
 LOOK_ROWS = 50_000
@@ -75,7 +75,7 @@ class SqlSource:
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether a row waits behind ``position``: one or two index look-ups."""
-        rows = self._rows(decode_row(position, self._cursor), None, limit=1)
+        rows = self._rows(self._decode(position), None, limit=1)
         return bool(self._due(rows))
 
     def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
@@ -84,7 +84,7 @@ class SqlSource:
             self._refuse_empty_cursors()
         more = True
         while more:
-            rows, more = self._stretch(decode_row(position, self._cursor), None, limit=max_rows)
+            rows, more = self._stretch(self._decode(position), None, limit=max_rows)
             if not rows:
                 return
             upto = self._position_of(rows[-1])
@@ -93,33 +93,33 @@ class SqlSource:
 
     def split_at(self, position: Json) -> Json:
         """Return a position that leaves the newest thousand rows behind it, None when hardly more are left."""
-        if len(self._rows(decode_row(position, self._cursor), None, limit=NEWEST_ROWS + 1)) <= NEWEST_ROWS:
+        if len(self._rows(self._decode(position), None, limit=NEWEST_ROWS + 1)) <= NEWEST_ROWS:
             return None
         names = self._names()
         newest_first, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
         due = self._due(newest_first[::-1])
         # Rows deleted since the first question must not take the cursor back: who was read would enter twice.
-        if not due or not self._rows(decode_row(position, self._cursor), due[0], limit=1):
+        if not due or not self._rows(self._decode(position), due[0], limit=1):
             return None
         return self._position_of(due[0])
 
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
-        end, more = decode_row(upto, self._cursor), True
+        end, more = self._decode(upto), True
         while more:
-            rows, more = self._stretch(decode_row(position, self._cursor), end, limit=max_rows)
+            rows, more = self._stretch(self._decode(position), end, limit=max_rows)
             reached = self._position_of(rows[-1]) if more else upto
             yield Page(self._as_columns(rows), len(rows), reached, look=self._first_look(rows, position, reached))
             position = reached
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
-        after, upto, more = late_commits.after(look), decode_row(look.upto, self._cursor), True
+        after, upto, more = late_commits.after(look), self._decode(look.upto), True
         new: list[Row] = []
         new_marks: list[bytes] = []
         while more and not new:
-            rows, more = self._stretch(decode_row(after, self._cursor), upto, limit=LOOK_ROWS)
-            found = self._marks(rows)
+            rows, more = self._stretch(self._decode(after), upto, limit=LOOK_ROWS)
+            found = self._marks(rows, len(upto or self._cursor))
             indexes = late_commits.unmarked(found, look.marks)
             new, new_marks = [rows[index] for index in indexes], [found[index] for index in indexes]
             after = self._position_of(rows[-1]) if rows else after
@@ -182,11 +182,11 @@ class SqlSource:
 
     def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
         now_s = self._now_us() / 1e6
-        newest = decode_row(upto, self._cursor)
+        newest = self._decode(upto)
         left_s = late_commits.unsettled_s(newest[0] if newest else None, now_s=now_s, late_commit_s=self._late_commit_s)
         if left_s <= 0:
             return None
-        marks = b"".join(self._marks(rows))
+        marks = b"".join(self._marks(rows, len(self._cursor)))
         return late_commits.first_look(
             after, upto, marks, now_s=now_s, unsettled_s=left_s, first_look_s=self._first_look_s
         )
@@ -204,11 +204,25 @@ class SqlSource:
         wait_s = max(since_read_s, self._first_look_s)
         return late_commits.next_look(look, marks, wait_s=wait_s, unsettled_s=left_s)
 
-    def _marks(self, rows: list[Row]) -> list[bytes]:
-        naming = [self._fetched.index(column) for column in self._cursor]
-        if self._user_key is not None and self._user_key not in self._cursor:
+    def _marks(self, rows: list[Row], width: int) -> list[bytes]:
+        """Fingerprint rows by the first ``width`` cursor columns (all there were when the look began) and user key."""
+        cursor = self._cursor[:width]
+        naming = [self._fetched.index(column) for column in cursor]
+        if self._user_key is not None and self._user_key not in cursor:
             naming.append(self._fetched.index(self._user_key))
         return late_commits.marks_of([[row[index] for row in rows] for index in naming])
+
+    def _decode(self, position: Json) -> Row | None:
+        """Return the cursor values of a position, fewer where the cursor was given more columns since."""
+        row = decode_row(position, self._cursor, fewer=True)
+        if row is not None and len(row) < len(self._cursor):
+            names = self._names()
+            columns = [names[column] for column in self._cursor[: len(row)]]
+            # Nothing but the kind of the values tells whether the first columns are still the same.
+            for newest in self._read(self._keyset.newest(columns, limit=1))[0]:
+                if list(map(kind_of, newest)) != list(map(kind_of, row)):
+                    raise does_not_fit(self._cursor)
+        return row
 
     def _position_of(self, row: Row) -> Json:
         return encode_row(row[: len(self._cursor)], self._cursor)

@@ -20,7 +20,6 @@ from criteo_provider.criteo_api.check import CheckResult, check_access
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.wire import AdAccount
 from criteo_provider.flow.drain import Housekeeping, Progress, Reader, Sender, drain
-from criteo_provider.flow.packing import pack_here
 from criteo_provider.flow.resolve import resolve_audiences
 from criteo_provider.flow.upload import Upload
 from criteo_provider.settings.load import Canvases, load_canvases
@@ -47,7 +46,7 @@ from criteo_provider.wiring.idle import Idle
 from criteo_provider.wiring.launch import Launch, Launching
 from criteo_provider.wiring.pace import Allowance, Flush, Pace
 from criteo_provider.wiring.preflight import Preflight
-from criteo_provider.wiring.reading import backlog_reader_of, can_be_split, looked_at, reader_of
+from criteo_provider.wiring.reading import looked_at, readers_of
 from criteo_provider.wiring.records import Records
 from criteo_provider.wiring.surroundings import Surroundings, Waiting
 
@@ -280,24 +279,22 @@ class House:
 
     def _readers(self, launching: Launching) -> list[Reader]:
         plans, source, now_us, pace = self._plans, self.around.source, self._clock.now_us, self._pace
-        readers, places = [], threading.Semaphore(MOST_BESIDE)
+        readers: list[Reader] = []
+        places = threading.Semaphore(MOST_BESIDE)
         for canvas in self.canvases.canvases:
             beside = Beside(places)
             self._closing.append(beside.close)
-            common = canvas, plans[canvas.id], source, self.ledger, now_us, self._owner
-            splits = can_be_split(canvas)
-            # What comes in large chunks is packed beside: a backlog, where it is set aside.
-            begin = pack_here if splits else beside.begin
-            readers.append(
-                reader_of(
-                    *common,
-                    begin,
-                    every_s=pace.look_every_s(canvas),
-                    is_launched=partial(launching.is_launched, canvas),
-                )
+            readers += readers_of(
+                canvas,
+                plans[canvas.id],
+                source,
+                self.ledger,
+                now_us,
+                self._owner,
+                beside.begin,
+                every_s=pace.look_every_s(canvas),
+                is_launched=partial(launching.is_launched, canvas),
             )
-            if splits:
-                readers.append(backlog_reader_of(*common, beside.begin))
         return readers
 
     def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:

@@ -24,9 +24,13 @@ from criteo_provider.wiring.surroundings import Sourced
 FEED_EVERY_S = 2.5
 # A backlog that was set aside is begun this soon.
 BACKLOG_EVERY_S = 0.5
+LEFT_BEHIND = (
+    "people of its former SQL source were set aside to be entered one after the other, and only that source can give "
+    "them. Put `source.sql` back until they have entered, or declare a new canvas for the new source"
+)
 
 
-def reader_of(
+def readers_of(
     canvas: Canvas,
     steps: Sequence[StepPlan],
     source: Callable[[Sourced], Source],
@@ -36,47 +40,36 @@ def reader_of(
     begin_packing: BeginPacking,
     every_s: Callable[[], float],
     is_launched: Callable[[], bool],
-) -> Reader:
-    """Return what enters the people of ``canvas`` into ``steps``."""
-    lazy = LazySource(source, canvas)
-    aside = (lazy, ledger.backlogs) if can_be_split(canvas) else None
-    return Reader(
-        Enter(_plan_of(canvas, steps), lazy, ledger, now_us, owner, begin_packing=begin_packing, aside=aside),
-        canvas.id,
-        every_s,
-        may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
-        succeeded=lambda: ledger.healed("source", canvas.id, now_us=now_us()),
-    )
+) -> list[Reader]:
+    """Return what enters the people of ``canvas`` into ``steps``: a reader of its source, and one of its backlogs."""
+    is_left = partial(ledger.backlogs.is_left, canvas.id)
+    lazy = LazySource(source, canvas, is_left)
+    common = _plan_of(canvas, steps), lazy, ledger, now_us, owner
 
+    def may_probe() -> bool:
+        return ledger.may_probe("source", canvas.id, now_us=now_us())
 
-def backlog_reader_of(
-    canvas: Canvas,
-    steps: Sequence[StepPlan],
-    source: Callable[[Sourced], Source],
-    ledger: Ledger,
-    now_us: Callable[[], int],
-    owner: str,
-    begin_packing: BeginPacking,
-) -> Reader:
-    """Return what enters the backlogs that the reader of ``canvas`` has set aside."""
-    lazy = LazySource(source, canvas)
-    return Reader(
-        Backlog(
-            _plan_of(canvas, steps),
-            lazy,
-            ledger,
-            now_us,
-            owner,
-            split=lazy,
-            book=ledger.backlogs,
-            begin_packing=begin_packing,
-        ),
-        canvas.id,
-        lambda: BACKLOG_EVERY_S,
-        # What was set aside belongs to a canvas that was launched; launching is the business of its other reader.
-        may_try=lambda: ledger.backlogs.is_left(canvas.id) and ledger.may_probe("source", canvas.id, now_us=now_us()),
-        succeeded=lambda: None,  # nothing to read is no proof that the source answers
-    )
+    def heal() -> None:
+        ledger.healed("source", canvas.id, now_us=now_us())
+
+    def may_enter() -> bool:
+        return is_launched() and may_probe()
+
+    if not can_be_split(canvas):
+        return [Reader(Enter(*common, begin_packing=begin_packing), canvas.id, every_s, may_enter, heal)]
+    backlog = Backlog(*common, split=lazy, book=ledger.backlogs, begin_packing=begin_packing)
+
+    def heal_unless_behind() -> None:
+        # What is broken may be the backlog alone, and one reader must not call mended what stops the other.
+        if backlog.has_read or not is_left():
+            heal()
+
+    return [
+        # What comes in large chunks is packed beside: the backlog, where it is set aside.
+        Reader(Enter(*common, aside=(lazy, ledger.backlogs)), canvas.id, every_s, may_enter, heal_unless_behind),
+        # What was set aside belongs to a canvas that was launched; launching is the business of the first reader.
+        Reader(backlog, canvas.id, lambda: BACKLOG_EVERY_S, lambda: is_left() and may_probe(), heal_unless_behind),
+    ]
 
 
 def can_be_split(canvas: Sourced) -> bool:
@@ -126,7 +119,9 @@ def looked_at(
 
 def _is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates) -> bool:
     """Tell whether a source has something new behind its cursor, or wants a pressing second look."""
-    if can_be_split(of) and states.has_backlog(of.id):
+    if states.has_backlog(of.id):
+        if not can_be_split(of):
+            raise SourceFailed(LEFT_BEHIND)
         return True
     if source(of).is_ahead(states.position(of.id), partial(ledger.completed_units, of.id)):
         return True
@@ -154,8 +149,10 @@ def _fields(columns: Sequence[IdentifierColumn]) -> tuple[FieldColumn, ...]:
 class LazySource:
     """Builds the source of a canvas or feed when it is first read; what is misconfigured fails like any source."""
 
-    def __init__(self, build: Callable[[Sourced], Source], canvas: Sourced) -> None:
-        self._build, self._canvas = build, canvas
+    def __init__(
+        self, build: Callable[[Sourced], Source], canvas: Sourced, is_left: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._build, self._canvas, self._is_left = build, canvas, is_left
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return self._built.is_ahead(position, seen)
@@ -174,6 +171,8 @@ class LazySource:
 
     @cached_property
     def _built(self) -> Source:
+        if not can_be_split(self._canvas) and self._is_left():
+            raise SourceFailed(LEFT_BEHIND)
         try:
             return self._build(self._canvas)
         except Misconfigured as error:
