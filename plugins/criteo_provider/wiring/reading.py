@@ -18,6 +18,7 @@ from criteo_provider.settings.canvas import Canvas, IdentifierColumn
 from criteo_provider.settings.opt_outs import OptOutFeed
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.source_states import SourceStates
+from criteo_provider.wiring.glances import Glances
 from criteo_provider.wiring.surroundings import Sourced
 
 # An opt-out that was committed is known this soon, also while a backfill drains.
@@ -46,6 +47,7 @@ def reader_of(
         every_s,
         may_try=lambda: is_launched() and ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", canvas.id, now_us=now_us()),
+        failed=lambda sentence: ledger.source_failed(canvas.id, sentence, now_us=now_us()),
     )
 
 
@@ -76,6 +78,7 @@ def backlog_reader_of(
         # What was set aside belongs to a canvas that was launched; launching is the business of its other reader.
         may_try=lambda: ledger.backlogs.is_left(canvas.id) and ledger.may_probe("source", canvas.id, now_us=now_us()),
         succeeded=lambda: None,  # nothing to read is no proof that the source answers
+        failed=lambda sentence: ledger.source_failed(canvas.id, sentence, now_us=now_us()),
     )
 
 
@@ -101,11 +104,12 @@ def feed_reader_of(
         lambda: FEED_EVERY_S,
         may_try=lambda: ledger.may_probe("source", feed.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", feed.id, now_us=now_us()),
+        failed=lambda sentence: ledger.source_failed(feed.id, sentence, now_us=now_us()),
     )
 
 
 def looked_at(
-    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates
+    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates, glances: Glances
 ) -> tuple[bool, str | None]:
     """Tell whether a source is worth reading now, and what is wrong with it.
 
@@ -115,10 +119,12 @@ def looked_at(
     if not states.may_look(of.id):
         return False, states.trouble(of.id)
     try:
-        ahead = _is_ahead(of, source, ledger, states)
+        ahead = glances.is_ahead(of.fingerprint, partial(_is_ahead, of, source, ledger, states))
     except (SourceFailed, Misconfigured) as error:
         ledger.source_failed(of.id, str(error), now_us=states.now_us)
         return False, str(error)
+    if ahead is None:
+        return False, states.trouble(of.id)
     if not ahead and states.trouble(of.id):
         ledger.healed("source", of.id, now_us=states.now_us)
     return ahead, None
