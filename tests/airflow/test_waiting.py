@@ -20,7 +20,7 @@ from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 from pydantic import TypeAdapter
 from structlog.testing import capture_logs
 
-from criteo_provider.core.errors import LedgerRefused
+from criteo_provider.core.errors import LedgerRefused, SourceFailed
 from criteo_provider.hooks import lookout
 from criteo_provider.sensors.segment import SegmentEntrySensor
 from criteo_provider.triggers import segment
@@ -41,7 +41,7 @@ class Waiting:
 class FakeHouse:
     """Answers looks in turn, the last one for ever; an exception is raised."""
 
-    looks: list[Waiting | Exception]
+    looks: list[Waiting | BaseException]
     looked: int = 0
     opened: int = 0
     closed: int = 0
@@ -53,7 +53,7 @@ class FakeHouse:
     def waiting(self) -> Waiting:
         answer = self.looks[min(self.looked, len(self.looks) - 1)]
         self.looked += 1
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -160,6 +160,20 @@ def test_edited_canvases_are_seen(house: FakeHouse, include: Path) -> None:
     assert house.opened == 1
     (include / "canvases" / "new.yaml").write_text("name: New")
     asyncio.run(watch.look())
+    assert (house.opened, house.closed) == (2, 1)
+
+
+def test_code_that_wants_to_end_the_process_ends_one_look(house: FakeHouse) -> None:
+    """`sys.exit()` in a look is told as an error that no event loop takes for its own end; the next look answers."""
+    house.looks = [SystemExit(1), Waiting(fresh=True)]
+
+    async def look_twice() -> Waiting:
+        async with asyncio.timeout(20):
+            with pytest.raises(SourceFailed, match="ended with SystemExit"):
+                await segment.shared_lookout().look()
+            return await segment.shared_lookout().look()  # type: ignore[return-value]
+
+    assert asyncio.run(look_twice()).fresh
     assert (house.opened, house.closed) == (2, 1)
 
 

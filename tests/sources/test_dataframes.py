@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,66 @@ def test_a_dotted_path_is_resolved_at_the_first_look(tmp_path: Path, monkeypatch
         with pytest.raises(SourceFailed) as refusal:
             DataFrameSource(path, cursor="at", columns=["id"]).is_ahead(None, nothing_seen)
         assert said in str(refusal.value)
+
+
+def segments(answer: str) -> str:
+    """Write a module whose callable has one person."""
+    return (
+        f"import pandas\nANSWER = {answer}\ndef people():\n    yield pandas.DataFrame({{'at': [1], 'id': [ANSWER]}})\n"
+    )
+
+
+@pytest.mark.parametrize("sooner", [True, False], ids=["within the same second", "later"])
+def test_a_mended_module_is_read_by_the_next_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sooner: bool
+) -> None:
+    """In a process that lives for weeks: broken at first, mended, broken again, mended again, never stale bytecode."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    name = f"mended_segments_{sooner}"
+    file = tmp_path / f"{name}.py"
+    for turn, (answer, said) in enumerate([
+        ("1 / 0", "cannot be imported (ZeroDivisionError in <module>, line 2)"),
+        ("'abc'", None), ("'xyz'", None),
+        ("1 / 0", "cannot be imported (ZeroDivisionError in <module>, line 2)"),
+        ("1 / 1", None),
+        ("= = =", "cannot be imported (SyntaxError in line 2)"),
+        ("exit(", "cannot be imported (SyntaxError in line 2)"),
+        ("exit()", "cannot be imported (SystemExit in"),
+        ("'abc'", None),
+    ]):  # fmt: skip
+        file.write_text(segments(answer))
+        changed_ns = 1_700_000_000_000_000_000 + turn * (1 if sooner else 10**9)
+        os.utime(file, ns=(changed_ns, changed_ns))
+        for _ in range(2):  # what is wrong stays wrong until it is mended
+            reader = DataFrameSource(f"{name}.people", cursor="at", columns=["id"])
+            if said is None:
+                assert entered(reader)[0] == [eval(answer)]  # noqa: S307
+            else:
+                with pytest.raises(SourceFailed) as failure:
+                    entered(reader)
+                assert said in str(failure.value)
+
+
+def test_a_module_that_has_not_changed_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a team keeps in its module is not lost each time a source is built."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "steady_segments.py").write_text(segments("object()"))
+    first, second = (
+        entered(DataFrameSource("steady_segments.people", cursor="at", columns=["id"]))[0] for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_callable_that_ends_the_process_has_failed() -> None:
+    """`sys.exit()` in a team's code is SourceFailed like any of its errors."""
+
+    def people() -> Iterator[pd.DataFrame]:
+        sys.exit(1)
+        yield frame((1, "a"))
+
+    with pytest.raises(SourceFailed, match=r"failed with SystemExit in people, line \d+$"):
+        entered(DataFrameSource(people, cursor="at", columns=["id"]))
 
 
 def test_importing_the_sources_brings_nothing_heavy() -> None:

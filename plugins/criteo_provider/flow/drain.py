@@ -23,6 +23,8 @@ PROGRESS_EVERY_S = 2.0
 HOUSEKEEPING_EVERY_S = 0.5
 # Who has withdrawn consent is known before anybody is sent, unless a feed is slow; then claims learn it later.
 FEEDS_FIRST_S = 3.0
+# A reader that has not ended so long after the drain has is left behind. Senders never are: they settle their claims.
+LEAVE_READERS_AFTER_S = 60.0
 COLLECT_AFTER = 200_000
 LOOK_AT_INTERVAL_EVERY_S = 5.0
 _M_ARENA_MAX = -8  # malloc.h of glibc
@@ -51,13 +53,17 @@ class Enters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One source to be read: by what, how often to look (seconds, as of now), and whether it may be tried now."""
+    """One source to be read: by what, how often to look (seconds, as of now), and whether it may be tried now.
+
+    ``succeeded`` and ``failed`` hear how it went, as far as ``enter`` does not tell by itself.
+    """
 
     enter: Enters
     canvas_id: str
     every_s: Callable[[], float]
     may_try: Callable[[], bool]
     succeeded: Callable[[], None]
+    failed: Callable[[str], None] = lambda _sentence: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,8 @@ def drain(
 ) -> Progress:
     """Run until nothing came in or went out for ``quiet_s()``, or ``stop``, or ``max_s``; settles all it has claimed.
 
-    A source that fails does not stop the others; whatever else breaks a thread is raised at the end.
+    A source that fails does not stop the others, and one that hangs is left behind at the end; whatever else breaks
+    a thread is raised then.
     """
     _share_heaps()
     with _seldom_collecting():
@@ -154,12 +161,12 @@ def _drain(
 ) -> Progress:
     began_s = time.monotonic()
     counts = _Counts()
-    threads = [_thread(counts, ending, _read, feed, counts, ending) for feed in feeds]
+    reading = {_thread(counts, ending, _read, feed, counts, ending): feed for feed in feeds}
     while len(counts.first_looks) < len(feeds) and time.monotonic() - began_s < FEEDS_FIRST_S:
         if stop.wait(0.02) or ending.is_set():
             break
-    threads += [
-        *(_thread(counts, ending, _read, reader, counts, ending) for reader in readers),
+    reading |= {_thread(counts, ending, _read, reader, counts, ending): reader for reader in readers}
+    working = [
         _thread(counts, ending, _follow, housekeeping, counts, ending),
         *(_thread(counts, ending, sender.upload.run, ending, counts.busy) for sender in senders.values()),
         *(_thread(counts, ending, _resolve, sender, counts, ending) for sender in senders.values()),
@@ -186,10 +193,14 @@ def _drain(
             stop.wait(HOUSEKEEPING_EVERY_S)
     finally:
         ending.set()
-        for thread in threads:
+        until_s = time.monotonic() + LEAVE_READERS_AFTER_S
+        for thread in working:
             thread.join()
+        for thread in reading:
+            thread.join(max(0.0, until_s - time.monotonic()))
     if counts.errors:
         raise counts.errors[0]
+    _tell_left_behind({reader.canvas_id: reader for thread, reader in reading.items() if thread.is_alive()})
     return _progress(counts, readers, senders)
 
 
@@ -207,6 +218,17 @@ def _thread(
     thread = threading.Thread(target=guarded, name=f"criteo-{work.__name__.strip('_')}", daemon=True)
     thread.start()
     return thread
+
+
+def _tell_left_behind(hanging: Mapping[str, Reader]) -> None:
+    """Say whose reader has not ended; what it may still seal is fenced by its cursor, and sent by the next run."""
+    if hanging:
+        log.warning("The run ends without the readers of %s, whose sources do not answer.", ", ".join(sorted(hanging)))
+    for reader in hanging.values():
+        reader.failed(
+            f"Reading the source has not come to an end {LEAVE_READERS_AFTER_S:.0f} s after the run did. Look for a "
+            "lock on its table, a query that takes too long, or a server that is gone; it is tried again by itself."
+        )
 
 
 def _read(reader: Reader, counts: _Counts, ending: threading.Event) -> None:

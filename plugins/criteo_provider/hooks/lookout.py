@@ -10,6 +10,7 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from criteo_provider.core.errors import SourceFailed
 from criteo_provider.hooks.surroundings import include_folder, open_house
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class Lookout:
                 answer: Waiting | Exception = self._look()
             except Exception as error:
                 answer = error
+            except BaseException as error:
+                # Here it would end the only thread that looks, and in a coroutine the whole triggerer.
+                answer = SourceFailed(
+                    f"A look at all canvases has ended with {type(error).__name__}; let code that sources run raise an "
+                    "error instead."
+                )
             with suppress(RuntimeError):  # the loop is closed: nobody asks any more
                 loop.call_soon_threadsafe(_settle, future, answer)
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from criteo_provider.core.errors import CriteoSyncError, SourceFailed
@@ -21,11 +26,11 @@ Frames = Callable[..., Iterable["pd.DataFrame"]]
 class DataFrameSource:
     """Rows of the DataFrames a callable yields, ordered by a cursor column over all of them.
 
-    ``callable_`` is the callable or its dotted path, resolved at the first look. It is called with the
-    cursor value reached (None at first), so that it can leave out what is known, or with nothing if it
-    takes no argument; rows up to there are skipped in any case. The position is that value and how many
-    rows that have it are entered: rows of one value must keep their order, and rows with a smaller one must
-    not come later. NaN, NaT and NA are no value. Memory: one DataFrame.
+    ``callable_`` is the callable or its dotted path, resolved at the first look; a module whose file has changed is
+    imported anew for that. It is called with the cursor value reached (None at first), so that it can leave out
+    what is known, or with nothing if it takes no argument; rows up to there are skipped in any case. The position
+    is that value and how many rows that have it are entered: rows of one value must keep their order, and rows
+    with a smaller one must not come later. NaN, NaT and NA are no value. Memory: one DataFrame.
     """
 
     def __init__(self, callable_: Frames | str, *, cursor: str, columns: Sequence[str]) -> None:
@@ -77,12 +82,8 @@ class DataFrameSource:
             yield from function(after) if _takes_an_argument(function) else function()
         except CriteoSyncError:
             raise
-        except Exception as error:
-            # What a team's code says may quote people; where it failed does not.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise SourceFailed(
-                f"{self._name} failed with {type(error).__name__} in {place.name}, line {place.lineno}"
-            ) from None
+        except (Exception, SystemExit) as error:
+            raise SourceFailed(f"{self._name} failed with {_what_and_where(error)}") from None
 
     def _check(self, frame: object, number: int, newest: Any) -> None:
         import pandas as pd
@@ -146,12 +147,56 @@ def _resolved(dotted: Frames | str) -> Frames:
         return dotted
     module, _, name = dotted.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(_imported(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SourceFailed(
             f"`callable: {dotted}` cannot be imported ({type(error).__name__}); it must be module.function, "
             "on the Python path of the Airflow workers and triggerer (for example in plugins/)"
         ) from None
+    except (Exception, SystemExit) as error:
+        raise SourceFailed(
+            f"`callable: {dotted}` cannot be imported ({_what_and_where(error)}); mend its module"
+        ) from None
     if not callable(found):
         raise SourceFailed(f"`callable: {dotted}` is not callable; name a function that yields DataFrames")
     return cast("Frames", found)
+
+
+def _what_and_where(error: BaseException) -> str:
+    """Name an error and its place; what a team's code says may quote people, where it failed does not."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__} in line {error.lineno}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {place.name}, line {place.lineno}"
+
+
+# What the file of each module looked like when it was run; None: it did not run to its end.
+_ran: dict[str, tuple[int, ...] | None] = {}
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module, anew if its file has changed: the triggerer lives for weeks, and files are mended meanwhile."""
+    importlib.invalidate_caches()
+    file = getattr(importlib.util.find_spec(name), "origin", None) or ""
+    seen = _as_seen(file)
+    has_changed = _ran.get(name, seen) != seen
+    if has_changed and file.endswith(".py"):
+        # Python takes bytecode for that of any file of the same size and second.
+        with suppress(OSError, NotImplementedError):
+            os.unlink(importlib.util.cache_from_source(file))
+    known = sys.modules.get(name)
+    try:
+        module = importlib.reload(known) if has_changed and known else importlib.import_module(name)
+    except BaseException:
+        _ran[name] = None
+        raise
+    _ran[name] = seen
+    return module
+
+
+def _as_seen(file: str) -> tuple[int, ...]:
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

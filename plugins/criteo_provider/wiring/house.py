@@ -41,6 +41,7 @@ from criteo_provider.wiring.beside import Beside
 from criteo_provider.wiring.consent import Consent
 from criteo_provider.wiring.criteo import Courier, CriteoDoor
 from criteo_provider.wiring.desk import Desk
+from criteo_provider.wiring.glances import Glances
 from criteo_provider.wiring.handovers import HandOvers
 from criteo_provider.wiring.idle import Idle
 from criteo_provider.wiring.launch import Launch, Launching
@@ -64,7 +65,8 @@ class House:
         self._given_clock = clock
         self.canvases: Canvases = load_canvases(around.include_folder)
         self._owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-        self._closing: list[Callable[[], None]] = []
+        self._glances = Glances()
+        self._closing: list[Callable[[], None]] = [self._glances.close]
 
     # --- what people and DAGs ask
 
@@ -302,7 +304,7 @@ class House:
         self.consent.declare()
         states = source_states(self.ledger.engine, now_us=now_us)
         stopped = self.ledger.stopped_audiences(now_us=now_us)
-        ahead, told = self.consent.ahead(states)
+        ahead, told = self.consent.ahead(states, self._glances)
         problems = list(told)
         unlaunched = self.launch.unlaunched()
         for canvas in self.canvases.canvases:
@@ -314,7 +316,7 @@ class House:
             if stopped.issuperset(plan.audience_id for plan in plans):
                 continue
             if not ahead:
-                ahead, wrong = looked_at(canvas, self.around.source, self.ledger, states)
+                ahead, wrong = looked_at(canvas, self.around.source, self.ledger, states, self._glances)
                 problems += [f"Canvas {canvas.id}: {wrong}"] if wrong else []
         return ahead, tuple(problems)
 

@@ -18,6 +18,7 @@ from criteo_provider.settings.canvas import Canvas, IdentifierColumn
 from criteo_provider.settings.opt_outs import OptOutFeed
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.source_states import SourceStates
+from criteo_provider.wiring.glances import Glances
 from criteo_provider.wiring.surroundings import Sourced
 
 # An opt-out that was committed is known this soon, also while a backfill drains.
@@ -52,23 +53,26 @@ def readers_of(
     def heal() -> None:
         ledger.healed("source", canvas.id, now_us=now_us())
 
+    def fail(sentence: str) -> None:
+        ledger.source_failed(canvas.id, sentence, now_us=now_us())
+
     def may_enter() -> bool:
         return is_launched() and may_probe()
 
     if not can_be_split(canvas):
-        return [Reader(Enter(*common, begin_packing=begin_packing), canvas.id, every_s, may_enter, heal)]
+        return [Reader(Enter(*common, begin_packing=begin_packing), canvas.id, every_s, may_enter, heal, fail)]
     backlog = Backlog(*common, split=lazy, book=ledger.backlogs, begin_packing=begin_packing)
 
-    def heal_unless_behind() -> None:
+    def heal_if_read() -> None:
         # What is broken may be the backlog alone, and one reader must not call mended what stops the other.
         if backlog.has_read or not is_left():
             heal()
 
     return [
         # What comes in large chunks is packed beside: the backlog, where it is set aside.
-        Reader(Enter(*common, aside=(lazy, ledger.backlogs)), canvas.id, every_s, may_enter, heal_unless_behind),
+        Reader(Enter(*common, aside=(lazy, ledger.backlogs)), canvas.id, every_s, may_enter, heal_if_read, fail),
         # What was set aside belongs to a canvas that was launched; launching is the business of the first reader.
-        Reader(backlog, canvas.id, lambda: BACKLOG_EVERY_S, lambda: is_left() and may_probe(), heal_unless_behind),
+        Reader(backlog, canvas.id, lambda: BACKLOG_EVERY_S, lambda: is_left() and may_probe(), heal_if_read, fail),
     ]
 
 
@@ -94,11 +98,12 @@ def feed_reader_of(
         lambda: FEED_EVERY_S,
         may_try=lambda: ledger.may_probe("source", feed.id, now_us=now_us()),
         succeeded=lambda: ledger.healed("source", feed.id, now_us=now_us()),
+        failed=lambda sentence: ledger.source_failed(feed.id, sentence, now_us=now_us()),
     )
 
 
 def looked_at(
-    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates
+    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates, glances: Glances
 ) -> tuple[bool, str | None]:
     """Tell whether a source is worth reading now, and what is wrong with it.
 
@@ -108,10 +113,12 @@ def looked_at(
     if not states.may_look(of.id):
         return False, states.trouble(of.id)
     try:
-        ahead = _is_ahead(of, source, ledger, states)
+        ahead = glances.is_ahead(of.fingerprint, partial(_is_ahead, of, source, ledger, states))
     except (SourceFailed, Misconfigured) as error:
         ledger.source_failed(of.id, str(error), now_us=states.now_us)
         return False, str(error)
+    if ahead is None:
+        return False, states.trouble(of.id)
     if not ahead and states.trouble(of.id):
         ledger.healed("source", of.id, now_us=states.now_us)
     return ahead, None
