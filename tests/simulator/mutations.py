@@ -154,6 +154,12 @@ MUTATIONS = (
         ".values(deadline_us=part.c.deadline_us - rested_us)",
     ),
     Mutation(
+        "a known trouble starts the clock of people at rest",
+        "store/holding.py",
+        "part.c.due_us < now_us).values(due_us=now_us)",
+        "part.c.due_us < now_us).values(due_us=part.c.due_us)",
+    ),
+    Mutation(
         "who has opted out is sent",
         "store/claim.py",
         "rows = close_opted_out(connection, rows, now_us=now_us)",

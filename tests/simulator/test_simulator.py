@@ -64,6 +64,23 @@ ONCE_WRONG = {
         ("keep", "b"),
         ("run", 2),
     ],
+    "a trouble that stood while a step rested costs no patience": [
+        ("rows", "in", 2),
+        ("enter", "a", "in"),
+        ("pause", "add"),
+        ("rows", "tour", 1),
+        ("enter", "a", "tour"),
+        ("run", 0),
+        ("weather", "gone"),
+        ("resolve", "a"),
+        ("run", 0),
+        ("upload", "a"),
+        ("run", 0),
+        ("pass", 46800),
+        ("pause",),
+        ("keep", "a"),
+        ("run", 0),
+    ],
 }
 
 
