@@ -257,6 +257,10 @@ class Books:
             "somebody whose later intent is done": any(
                 self._overtakes(rival, intent) and rival.fate is PartState.ACCEPTED for rival in self._same(intent)
             ),
+            "somebody whose removal was given up": any(
+                self._overtakes(rival, intent) and rival.stood is PartState.ERRORED for rival in self._same(intent)
+            )
+            and intent.operation is Operation.ADD,
         }
         self.broken += [f"Sent: {what} ({intent.place})." for what, is_so in complaints.items() if is_so]
 

@@ -140,6 +140,12 @@ MUTATIONS = (
         "rows = drop_superseded(connection, rows, now_us=now_us)",
         "rows = list(rows)",
     ),
+    Mutation(
+        "a removal that was given up does not count",
+        "store/intents.py",
+        "part.c.state.in_((PartState.OPEN, PartState.ERRORED))",
+        "part.c.state.in_((PartState.OPEN,))",
+    ),
     # rests, opt-outs and re-queues
     Mutation(
         "a paused step is sent",
