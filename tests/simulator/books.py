@@ -224,7 +224,7 @@ class Books:
             self._healed(claimed)
         elif isinstance(outcome, (AccessLost, AudienceGone)):
             scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
-            self.trouble_met(scope, _keys(claimed)[scope], now_us, again=not claimed.is_probe)
+            self.trouble_met(scope, _keys(claimed)[scope], now_us, again=False)
         elif isinstance(outcome, Busy):
             self._found_out_nothing(claimed)
 
