@@ -99,6 +99,14 @@ class Books:
             ):
                 intent.may.add("field")
 
+    def goes_on(self, step_id: int, since_us: int, now_us: int) -> None:
+        """A step has rested: whoever was held in it has as much patience left as before."""
+        self.paused_us += max(0, now_us - since_us)
+        for intent in self.intents.values():
+            began_us = self._began_us(intent)
+            if intent.step_id == step_id and intent.stood is PartState.OPEN and began_us is not None:
+                intent.rested_us += now_us - max(since_us, began_us)
+
     def dropped(self, step_id: int) -> None:
         """A person has given up whoever is held in a step no file declares."""
         for intent in self.intents.values():
@@ -216,7 +224,7 @@ class Books:
             self._healed(claimed)
         elif isinstance(outcome, (AccessLost, AudienceGone)):
             scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
-            self.trouble_met(scope, _keys(claimed)[scope], now_us, again=not claimed.is_probe)
+            self.trouble_met(scope, _keys(claimed)[scope], now_us, again=False)
         elif isinstance(outcome, Busy):
             self._found_out_nothing(claimed)
 
@@ -249,6 +257,10 @@ class Books:
             "somebody whose later intent is done": any(
                 self._overtakes(rival, intent) and rival.fate is PartState.ACCEPTED for rival in self._same(intent)
             ),
+            "somebody whose removal was given up": any(
+                self._overtakes(rival, intent) and rival.stood is PartState.ERRORED for rival in self._same(intent)
+            )
+            and intent.operation is Operation.ADD,
         }
         self.broken += [f"Sent: {what} ({intent.place})." for what, is_so in complaints.items() if is_so]
 
@@ -285,6 +297,13 @@ class Books:
 
     def _of_person(self, stage_id: int, ordinal: int) -> list[Intent]:
         return [one for one in self._of_stage(stage_id) if one.place[2] == ordinal and not one.place[3]]
+
+    def _began_us(self, intent: Intent) -> int | None:
+        """When somebody's patience may have begun: at the first attempt, or when a known trouble held them back."""
+        began = [intent.clock_us] if intent.clock_us is not None else []
+        if self.first_trouble_us is not None and intent.reached_us is not None:
+            began.append(max(intent.reached_us, self.first_trouble_us))
+        return min(began, default=None)
 
     def _user_key(self, intent: Intent) -> str:
         return self.people[intent.place[0]][intent.place[2]]

@@ -32,6 +32,7 @@ class Intent:
     may: set[str] = field(default_factory=set)  # ends it may have come to without an answer
     tried: bool = False  # whether a request with it was ever claimed
     clock_us: int | None = None  # when its patience began
+    rested_us: int = 0  # how much of that was spent in a step that rested
     deadline_us: int | None = None  # as the ledger had it last
     requeued_us: int | None = None  # a person has just asked for whoever is given up to be tried again
     clock_of: int | None = None  # the request whose claim has begun it

@@ -140,6 +140,12 @@ MUTATIONS = (
         "rows = drop_superseded(connection, rows, now_us=now_us)",
         "rows = list(rows)",
     ),
+    Mutation(
+        "a removal that was given up does not count",
+        "store/intents.py",
+        "part.c.state.in_((PartState.OPEN, PartState.ERRORED))",
+        "part.c.state.in_((PartState.OPEN,))",
+    ),
     # rests, opt-outs and re-queues
     Mutation(
         "a paused step is sent",
@@ -152,6 +158,12 @@ MUTATIONS = (
         "store/holding.py",
         ".values(deadline_us=part.c.deadline_us + rested_us)",
         ".values(deadline_us=part.c.deadline_us - rested_us)",
+    ),
+    Mutation(
+        "a known trouble starts the clock of people at rest",
+        "store/holding.py",
+        "part.c.due_us < now_us).values(due_us=now_us)",
+        "part.c.due_us < now_us).values(due_us=part.c.due_us)",
     ),
     Mutation(
         "who has opted out is sent",

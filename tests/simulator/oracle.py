@@ -64,7 +64,7 @@ class Oracle(Books):
             return
         is_late = before is PartState.OPEN and deadline_us is not None and deadline_us <= asked_us
         if before is PartState.ERRORED or (is_late and self.steps[intent.step_id].at_work):
-            intent.clock_us = intent.clock_of = None
+            intent.clock_us, intent.clock_of, intent.rested_us = None, None, 0
             intent.reached_us, intent.set_back_us = asked_us, self.set_back_us
 
     def _allows(self, intent: Intent, row: PartRow) -> bool:
@@ -103,10 +103,8 @@ class Oracle(Books):
                 self.broken.append(f"{intent.place} has more patience than its canvas.")
 
     def _patience_until(self, intent: Intent) -> int:
-        began = [intent.clock_us] if intent.clock_us is not None else []
-        if self.first_trouble_us is not None and intent.reached_us is not None:
-            began.append(max(intent.reached_us, self.first_trouble_us))
-        return min(began, default=1 << 62) + intent.patience_us
+        began_us = self._began_us(intent)
+        return 1 << 62 if began_us is None else began_us + intent.patience_us + intent.rested_us
 
     def _statuses(self, seen: dict[Place, PartState]) -> Iterator[tuple[tuple[int, int], str]]:
         """One user, several identifiers, one status."""

@@ -374,7 +374,7 @@ class Telling(Hearing):
             self.paused.setdefault(step_id, now_us)
         for step_id in steps:
             if step_id in self.paused and step_id not in resting:
-                self.oracle.paused_us += max(0, now_us - self.paused.pop(step_id))
+                self.oracle.goes_on(step_id, self.paused.pop(step_id), now_us)
         self.oracle.declared(steps, gone)
 
     def _process(self, name: str) -> Process:

@@ -120,5 +120,12 @@ def test_a_trouble_starts_no_clock_of_paused_people(world: World) -> None:
     world.pass_time(14 * 3600)
     world.ledger.sweep(now_us=world.now_us)
     assert world.numbers("also")[3:] == (0, 3)
-    world.declare(vip(paused=False), other)
+    world.declare(vip(paused=False), other, resolve=False)
+    assert world.ledger.troubles() != []
+    world.ledger.sweep(now_us=world.now_us)
     assert world.numbers("add")[3:] == (3, 0)
+    world.pass_time(13 * 3600 - 1)
+    world.ledger.sweep(now_us=world.now_us)
+    assert world.numbers("add")[3:] == (3, 0)
+    world.pass_time(2)
+    assert world.numbers("add")[3:] == (0, 3)

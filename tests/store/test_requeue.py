@@ -6,12 +6,13 @@ import pytest
 from sqlalchemy import select
 
 from criteo_provider.core.model import Operation, Role
-from criteo_provider.core.outcome import Accepted, Unavailable
+from criteo_provider.core.outcome import Accepted, AccessLost, Unavailable
 from criteo_provider.store import requeue
 from criteo_provider.store.schema import metric
 from tests.world import HOUR_US, World, canvas, crowd, digest, step
 
 DOWN = Unavailable("http-503", "Criteo's servers have trouble.", maybe_applied=False)
+REVOKED = AccessLost("connection", "token-refused", "Criteo refuses the access token.")
 
 
 def errored(world: World, chunks: int = 1) -> None:
@@ -81,3 +82,54 @@ def test_a_later_intent_wins_over_a_re_queue(world: World) -> None:
     assert sorted(world.sent(again)) == sorted(map(digest, [0, 1, 3]))
     world.settle(again)
     assert world.numbers("add") == (4, 3, 1, 0, 0)
+
+
+def test_a_re_queue_adds_nobody_who_has_left_in_an_outage(world: World) -> None:
+    """Add and removal were both given up unsent: the add alone is asked for again, and nobody is added back by it."""
+    probed, left = canvas("probed", step("also", audience="Others")), canvas("out", step("remove", Operation.REMOVE))
+    world.declare(canvas("in", step("add")), left, probed)
+    world.enter("probed", crowd([9]))
+    probe = world.claim()
+    assert probe is not None
+    world.settle(probe, REVOKED)
+    world.enter("in", crowd([1, 2]))
+    world.pass_time(1)
+    world.enter("out", crowd([1]))
+    world.pass_time(14 * 3600)
+    world.ledger.sweep(now_us=world.now_us)
+    assert world.numbers("add") == (2, 0, 0, 0, 2)
+    assert world.numbers("remove") == (1, 0, 0, 0, 1)
+    assert world.ledger.requeues.requeue("in", None, who="ada", why="connected again", now_us=world.now_us) == 2
+    again = world.claim()
+    assert again is not None
+    assert world.sent(again) == [digest(2)]
+    world.settle(again)
+    assert world.numbers("add") == (2, 1, 1, 0, 0)
+    assert world.ledger.requeues.requeue("out", None, who="ada", why="this too", now_us=world.now_us) == 1
+    removal = world.claim()
+    assert removal is not None
+    assert world.sent(removal) == [digest(1)]
+    world.settle(removal)
+    assert world.numbers("remove") == (1, 1, 0, 0, 0)
+
+
+def test_an_add_gives_way_to_a_removal_that_was_given_up_unsent(world: World) -> None:
+    """A removal that is less patient than the add before it was never tried: its person is not added all the same."""
+    probed = canvas("probed", step("also", audience="Others"))
+    left = canvas("out", step("remove", Operation.REMOVE), retry_for_s=3600)
+    world.declare(canvas("in", step("add")), left, probed)
+    world.enter("probed", crowd([9]))
+    probe = world.claim()
+    assert probe is not None
+    world.settle(probe, REVOKED)
+    world.enter("in", crowd([1, 2]))
+    world.pass_time(1)
+    world.enter("out", crowd([1]))
+    world.pass_time(2 * 3600)
+    world.ledger.sweep(now_us=world.now_us)
+    assert world.numbers("remove") == (1, 0, 0, 0, 1)
+    added = world.claim()
+    assert added is not None
+    assert world.sent(added) == [digest(2)]
+    world.settle(added)
+    assert world.numbers("add") == (2, 1, 1, 0, 0)

@@ -95,6 +95,28 @@ def test_probes_double_to_a_quarter_of_an_hour(world: World) -> None:
     assert len(waits) <= 16
 
 
+def test_what_was_in_flight_when_a_trouble_began_puts_off_no_probe(world: World) -> None:
+    """Six requests that meet one blip are no six probes: the first one goes a minute after the trouble was met."""
+    world.declare(canvas("vip", step("add")))
+    flying = []
+    for number in range(6):
+        world.enter("vip", crowd([number]))
+        flying.append(world.claim())
+    began_us = world.now_us
+    for claimed in flying:
+        assert claimed is not None
+        world.settle(claimed, AccessLost("ad_account", "forbidden", "No permission for ad account 1001."))
+        world.pass_time(1)
+    (row,) = world.ledger.troubles()
+    assert row.next_probe_us == began_us + 60_000_000
+    world.now_us = row.next_probe_us
+    probe = world.claim()
+    assert probe is not None
+    assert world.claim() is None, "one probe at a time"
+    world.settle(probe)
+    assert world.ledger.troubles() == []
+
+
 def test_a_disconnected_ad_account_is_no_work(world: World) -> None:
     """What a person has disconnected is never due, however long it lasts: no run begins for it."""
     world.declare(canvas("vip", step("add")), canvas("later", step("soon", delay_s=60)))

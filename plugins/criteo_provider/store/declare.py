@@ -109,7 +109,7 @@ def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclarat
         )
     )
     if rested_us is not None and not declared.paused:
-        resume(connection, step_id, now_us - rested_us)
+        resume(connection, step_id, now_us - rested_us, now_us=now_us)
     if known is not None and known.version_id != version_id:
         stage_ids = open_stages(connection, step_id)
         close_unwanted(connection, stage_ids)

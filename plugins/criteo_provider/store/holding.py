@@ -23,10 +23,9 @@ def resting_since(paused_us: int | None, held_us: int | None) -> int | None:
     return min((since for since in (paused_us, held_us) if since is not None), default=None)
 
 
-def resume(connection: Connection, step_id: int, rested_us: int) -> None:
+def resume(connection: Connection, step_id: int, rested_us: int, *, now_us: int) -> None:
     """Give back the patience of people who were held."""
-    connection.execute(
-        update(part)
-        .where(part.c.step_id == step_id, part.c.state == PartState.OPEN, part.c.deadline_us.is_not(None))
-        .values(deadline_us=part.c.deadline_us + rested_us)
-    )
+    held = update(part).where(part.c.step_id == step_id, part.c.state == PartState.OPEN)
+    connection.execute(held.where(part.c.deadline_us.is_not(None)).values(deadline_us=part.c.deadline_us + rested_us))
+    # A known trouble starts a clock from when people were due: those who only rested so far are due from now on.
+    connection.execute(held.where(part.c.deadline_us.is_(None), part.c.due_us < now_us).values(due_us=now_us))

@@ -22,7 +22,8 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     ``rows`` are open parts of one audience and operation; returns the parts that still have somebody to send,
     as they stand now. An intent is (audience, form, identifier) at the time the person reached the step.
 
-    A removal gives way to what was sent only: an add that still waits comes to nothing when its person opts out.
+    A removal gives way to what was sent only: an add that still waits comes to nothing when its person opts out. An
+    add gives way to a removal that was given up as well: that may never have been sent, and nobody sends it later.
     """
     if not rows:
         return []
@@ -37,7 +38,7 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
             for row in rows
             if rival.form == row.form
             and (rival.intent_us, rival.upload_id) > (row.intent_us, row.upload_id)
-            and (rival.attempts or _may_yield(row))
+            and _yields(row, rival)
         ]
         if not facing:
             continue
@@ -63,9 +64,9 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     return [current[part_id] for part_id in kept]
 
 
-def _may_yield(row: Row[Any]) -> bool:
-    """Whether a part gives way to what is yet to be sent."""
-    return bool(row.attempts) and row.operation == Operation.ADD
+def _yields(row: Row[Any], rival: Row[Any]) -> bool:
+    is_add = row.operation == Operation.ADD
+    return bool(rival.attempts or (is_add and (row.attempts or rival.state == PartState.ERRORED)))
 
 
 def people_of(connection: Connection, row: Row[Any], named: Collection[bytes]) -> dict[int, bytes]:
@@ -149,7 +150,7 @@ def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequen
         "since_us": min(row.intent_us for row in rows),
         "forms": list({row.form for row in rows}),
     }
-    unsent_too = any(map(_may_yield, rows))
+    unsent_too = rows[0].operation == Operation.ADD and any(row.attempts for row in rows)
     return connection.execute(_LATER_UNSENT_TOO if unsent_too else _LATER_SENT, wanted).all()
 
 
@@ -162,6 +163,7 @@ def _later(*which: ColumnElement[bool]) -> Select[Any]:
         part.c.earlier_id,
         part.c.spans,
         part.c.intent_us,
+        part.c.state,
         part.c.attempts,
     ).where(
         and_(
@@ -175,5 +177,6 @@ def _later(*which: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-_LATER_SENT = _later(part.c.attempts > 0)
-_LATER_UNSENT_TOO = _later(or_(part.c.attempts > 0, part.c.state == PartState.OPEN))
+# While a connection is in trouble only probes are sent: whoever was given up then was never tried.
+_LATER_SENT = _later(or_(part.c.attempts > 0, part.c.state == PartState.ERRORED))
+_LATER_UNSENT_TOO = _later(or_(part.c.attempts > 0, part.c.state.in_((PartState.OPEN, PartState.ERRORED))))

@@ -26,11 +26,13 @@ from criteo_provider.core.consent import (
 from criteo_provider.core.model import Span
 from criteo_provider.core.spans import ordinal_at
 from criteo_provider.store.schema import canvas, chunk, identifiers, source_cursor
-from criteo_provider.store.schema_opt_outs import opt_out, opt_out_feed
+from criteo_provider.store.schema_opt_outs import opt_out, opt_out_feed, opt_out_round
 from criteo_provider.store.standings import slices, spans_from_text
 
 # So few are looked up one by one; for more it pays to have read all opt-outs once.
 FEW = 2_000
+# Behind this id, below all others, the opt-outs of a round are that were followed before.
+AGAIN = -1
 _BITS = tuple(1 << (byte & 7) for byte in range(256))
 
 
@@ -65,13 +67,17 @@ def declare_feeds(connection: Connection, feeds: Sequence[FeedDeclaration], *, n
         }
         scope = None if one.canvases is None else msgspec.json.encode(sorted(one.canvases)).decode()
         known = connection.execute(
-            select(canvas.c.fingerprint, canvas.c.declared).where(canvas.c.id == one.feed_id)
+            select(canvas.c.fingerprint, canvas.c.declared, opt_out_feed.c.canvases)
+            .join(opt_out_feed, opt_out_feed.c.canvas_id == canvas.c.id)
+            .where(canvas.c.id == one.feed_id)
         ).one_or_none()
         if known is None:
             connection.execute(insert(canvas).values(id=one.feed_id, launched_us=now_us, **values))
             connection.execute(insert(source_cursor).values(canvas_id=one.feed_id, position="null", version=0))
             connection.execute(insert(opt_out_feed).values(canvas_id=one.feed_id, canvases=scope, kinds="[]"))
-        elif known != (one.fingerprint, True):
+        elif known[:2] != (one.fingerprint, True):
+            if _is_wider(scope, known.canvases):
+                _follow_again(connection)
             connection.execute(update(canvas).where(canvas.c.id == one.feed_id).values(**values))
             connection.execute(
                 update(opt_out_feed).where(opt_out_feed.c.canvas_id == one.feed_id).values(canvases=scope)
@@ -79,6 +85,21 @@ def declare_feeds(connection: Connection, feeds: Sequence[FeedDeclaration], *, n
     kept = [one.feed_id for one in feeds]
     gone = and_(canvas.c.id.startswith(FEED_PREFIX, autoescape=True), canvas.c.id.not_in(kept), canvas.c.declared)
     connection.execute(update(canvas).where(gone).values(declared=False))
+
+
+def _is_wider(scope: str | None, before: str | None) -> bool:
+    """Whether a feed is for canvases it was not for before."""
+    if scope is None or before is None:
+        return before is not None
+    return not set(msgspec.json.decode(scope)) <= set(msgspec.json.decode(before))
+
+
+def _follow_again(connection: Connection) -> None:
+    """Have whoever has opted out so far looked for once more: a feed is for more of those who were sent."""
+    # A claim either comes before this (and who was sent is followed) or knows what the feed is for.
+    lock_claims(connection)
+    begun = update(opt_out_round).where(opt_out_round.c.upto_id > 0)
+    connection.execute(begun.values(after_id=0, upto_id=AGAIN, after_chunk=0, upto_chunk=0))
 
 
 def record(connection: Connection, feed: str, told: Sequence[Withdrawal], *, now_us: int) -> int:

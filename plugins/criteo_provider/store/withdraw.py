@@ -20,7 +20,7 @@ from criteo_provider.core.consent import FEED_PREFIX, form_of
 from criteo_provider.core.model import MAX_IDENTIFIERS, Operation, PartState, Reason, Span, StepPlan
 from criteo_provider.core.spans import from_ordinals, intersect, rank, size
 from criteo_provider.store.intents import split
-from criteo_provider.store.opt_outs import Withdrawn, any_opt_outs, withdrawn_in
+from criteo_provider.store.opt_outs import AGAIN, Withdrawn, any_opt_outs, withdrawn_in
 from criteo_provider.store.people_index import indexed_marked
 from criteo_provider.store.schema import chunk, identifiers, part, stage, step, step_version
 from criteo_provider.store.schema_opt_outs import opt_out, opt_out_round
@@ -180,8 +180,10 @@ def follow(connection: Connection, stretch: Stretch, *, now_us: int) -> int | No
     if moved.rowcount != 1:
         return None
     close_people(connection, _spans(stretch.withdrawn), now_us=now_us)
+    after_id, *_, upto_chunk = stretch.after
+    done_upto = upto_chunk if after_id == AGAIN else 0
     for chunk_id, people in sorted(stretch.withdrawn.items()):
-        _remove(connection, chunk_id, people, now_us=now_us)
+        _remove(connection, chunk_id, people, done_upto=done_upto, now_us=now_us)
     return sum(map(len, stretch.withdrawn.values()))
 
 
@@ -197,8 +199,11 @@ class _Goal(NamedTuple):
     intent_us: int
 
 
-def _remove(connection: Connection, chunk_id: int, people: Sequence[Withdrawn], *, now_us: int) -> None:
-    """Seal a removal for each audience that identifiers of these people were sent to, in every form that was sent."""
+def _remove(connection: Connection, chunk_id: int, people: Sequence[Withdrawn], *, done_upto: int, now_us: int) -> None:
+    """Seal a removal for each audience that identifiers of these people were sent to, in every form that was sent.
+
+    Whoever is in a removal up to the chunk ``done_upto`` already needs no other.
+    """
     query = (
         select(part.c.audience_id, part.c.form, part.c.spans, part.c.intent_us)
         .join(stage, stage.c.id == part.c.stage_id)
@@ -227,7 +232,27 @@ def _remove(connection: Connection, chunk_id: int, people: Sequence[Withdrawn], 
         goals[_Goal(by_ordinal[ordinal].feed, audience_id, intent_us)][ordinal] = sent_forms
     keys, stored = _contents(connection, chunk_id)
     for goal, chosen in sorted(goals.items()):
-        _seal_removal(connection, goal, chosen, keys, stored, now_us=now_us)
+        done = _removed(connection, goal, done_upto) if done_upto else ()
+        left = {ordinal: sent_forms for ordinal, sent_forms in chosen.items() if keys[ordinal] not in done}
+        if left:
+            _seal_removal(connection, goal, left, keys, stored, now_us=now_us)
+
+
+def _removed(connection: Connection, goal: _Goal, upto_chunk: int) -> set[str]:
+    """Return the user keys that removals with this very goal hold."""
+    query = (
+        select(chunk.c.user_keys)
+        .join(part, part.c.chunk_id == chunk.c.id)
+        .where(
+            part.c.audience_id == goal.audience_id,
+            part.c.operation == Operation.REMOVE,
+            part.c.intent_us == goal.intent_us,
+            chunk.c.canvas_id == goal.feed,
+            chunk.c.id <= upto_chunk,
+        )
+        .distinct()
+    )
+    return {key for held in connection.execute(query).scalars() for key in msgspec.json.decode(held)}
 
 
 _Stored = Mapping[FormKey, tuple[Sequence[Span], Sequence[bytes]]]
