@@ -156,3 +156,19 @@ def test_a_broken_feed_is_told(
         drain(mended)
         assert shoppers(sandbox) == 0
         assert mended.take_news()[0].startswith("Over, source opt_outs/do_not_sell works again.")
+
+
+def test_a_deleted_feed_is_no_trouble(
+    house: House, register: Register, include: Path, ledger_url: str, sandbox: Sandbox
+) -> None:
+    """A feed whose source is broken and whose file is deleted is over, told once, and not as one that works again."""
+    house.waiting()
+    house.ledger.source_failed("opt_outs/do_not_sell", "The table is away.", now_us=house.now_us())
+    assert len(house.take_news()) == 1
+    house.close()
+    (include / "opt_outs" / "do_not_sell.yaml").unlink()
+    for told in (["Over, source opt_outs/do_not_sell is not used any more. It was: The table is away."], []):
+        with closing(open_house(include, ledger_url, sandbox.url, register.shop.source)) as after:
+            after.waiting()
+            assert after.ledger.troubles() == []
+            assert after.take_news() == told

@@ -240,6 +240,13 @@ class Books:
         for key in (("audience", str(audience_id)), ("ad_account", AD_ACCOUNT_KEY), ("connection", CONNECTION)):
             self.probed.pop(key, None)
 
+    def audiences_named(self, audience_ids: set[int]) -> None:
+        """The files have changed: nobody asks any more whether what is neither named nor awaited works."""
+        leading = {("audience", str(audience_id)) for audience_id in audience_ids}
+        if audience_ids:
+            leading |= {("ad_account", AD_ACCOUNT_KEY), ("connection", CONNECTION)}
+        self.probed = {key: met_us for key, met_us in self.probed.items() if key in leading}
+
     # --- what may be sent, and what an answer means
 
     def _may_be_sent(self, intent: Intent, claimed: ClaimedRequest, now_us: int) -> None:

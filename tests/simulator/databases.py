@@ -155,6 +155,10 @@ class Database:
             for stage, chunk, step, canvas_id, name, keys in self.rows(_REMOVALS.format(after=after_stage))
         ]  # fmt: skip
 
+    def awaited(self) -> set[int]:
+        """The audiences somebody is on the way to."""
+        return {row[0] for row in self.rows("SELECT DISTINCT audience_id FROM part WHERE state <= 2")}
+
     def overdue(self, now_us: int) -> int:
         """How many open parts are past their deadline."""
         return int(self.rows(_OVERDUE.format(now=now_us))[0][0])

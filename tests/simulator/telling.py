@@ -359,6 +359,8 @@ class Telling(Hearing):
         self.touched, declared = True, self.files.canvases()
         self.plans = self.ledger.declare(declared, now_us=self.schedule.now_us)
         self._know(declared)
+        named = {plan.audience_id for plans in self.plans.values() for plan in plans}
+        self.oracle.audiences_named(named | self.database.awaited())
 
     def _know(self, declared: Sequence[CanvasDeclaration]) -> None:
         now_us = self.schedule.now_us

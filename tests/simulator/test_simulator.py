@@ -13,6 +13,21 @@ from tests.simulator.stories import complaint, law_of, report, shortest, story_o
 
 # Stories that once went wrong.
 ONCE_WRONG = {
+    "an audience that is not named any more, and whose people were given up, is no trouble": [
+        ("edit", ("email", "madid"), "Others", True, True),
+        ("rows", "in", 1, 2),
+        ("enter", "a", "in"),
+        ("run", 0),
+        ("resolve", "a"),
+        ("run", 0),
+        ("answer", "gone"),
+        ("upload", "a"),
+        ("run", 0),
+        ("pass", 50_000),
+        ("keep", "a"),
+        ("run", 0),
+        ("edit", ("email", "madid"), "Shoppers", True, True),
+    ],
     "a COMMIT that fails leaves its transaction to nobody": [
         ("database", "disk full"),
         ("keep", "a"),

@@ -167,6 +167,15 @@ def tell_opt_out(world: World) -> None:
     world.ledger.opt_outs.withdraw(hold, told, position=1, units=(), looks=(), now_us=world.now_us)
 
 
+def declare_beside_trouble(world: World) -> None:
+    """Declare the same files while something is broken that they still use."""
+    key = "criteo_default/1001"
+    world.ledger.trouble("quota", key, code="quota", sentence="It is nearly full.", now_us=world.now_us)
+    world.declare(canvas("vip", step("add")), resolve=False)
+    assert [row.key for row in world.ledger.troubles()] == [key]
+    world.ledger.healed("quota", key, now_us=world.now_us)
+
+
 HOT: dict[str, Callable[[World], Any]] = {
     "claim": claim,
     "claim nothing": lambda world: world.claim(Role.RETRY),
@@ -188,6 +197,9 @@ HOT: dict[str, Callable[[World], Any]] = {
     "chunks of few, indexed": chunks_of_few,
     "seal": lambda world: world.enter("vip", crowd(range(20, 23))),
     "declare again": lambda world: world.declare(canvas("vip", step("add")), resolve=False),
+    "declare beside a trouble": declare_beside_trouble,
+    "ad accounts in use": lambda world: world.ledger.launches.ad_accounts_in_use(),
+    "connections last used": lambda world: world.ledger.launches.last_used(),
 }
 
 

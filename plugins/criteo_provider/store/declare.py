@@ -18,9 +18,9 @@ from criteo_provider.core.model import (
     WhenDeleted,
 )
 from criteo_provider.store.holding import pause, resting_since, resume
-from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version, trouble
+from criteo_provider.store.in_use import close_unused
+from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
 from criteo_provider.store.standings import refold
-from criteo_provider.store.troubles import close_trouble
 from criteo_provider.store.unwanted import close_unwanted, open_stages
 
 # Processes that read the same files at the same time declare one after the other; the number is only a name.
@@ -45,7 +45,7 @@ def declare(
     # The removals of an opt-out feed go on whatever becomes of its file.
     gone = step.c.canvas_id.not_in(kept) & ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
     pause(connection, gone, now_us)
-    _forget_launches(connection, kept, now_us)
+    close_unused(connection, now_us=now_us)
     _say_when_deleted(connection, _policies(declarations))
     return plans
 
@@ -140,13 +140,6 @@ def _version_id(connection: Connection, step_id: int, audience_id: int, declared
         return int(latest.id)
     query = insert(step_version).values(step_id=step_id, since_us=now_us, **values).returning(step_version.c.id)
     return int(connection.execute(query).scalar_one())
-
-
-def _forget_launches(connection: Connection, kept: Collection[str], now_us: int) -> None:
-    """A canvas whose file is gone waits for no launch."""
-    query = select(trouble.c.key).where(trouble.c.scope == "launch", trouble.c.key.not_in(kept))
-    for canvas_id in connection.execute(query).scalars().all():
-        close_trouble(connection, "launch", canvas_id, now_us=now_us)
 
 
 def _audience_id(connection: Connection, key: AudienceKey) -> int:

@@ -10,11 +10,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core.quota import WARN_FROM, nearly_full
 from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.in_use import in_use
 from criteo_provider.store.launch_tables import fullness, preflight
 from criteo_provider.store.schema import audience, canvas, step, step_version, trouble
 from criteo_provider.store.troubles import close_trouble, open_trouble, put_off_probe
 
 SCOPE = "launch"
+_IN_USE = in_use(canvas.c.launched_us.is_not(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,28 +119,19 @@ class Launches:
             )
 
     def ad_accounts_in_use(self) -> dict[str, set[str]]:
-        """Return the ad accounts that steps of launched canvases sync to, by connection."""
+        """Return, by connection, the ad accounts that launched canvases' steps or people on their way need."""
         used: dict[str, set[str]] = {}
+        query = select(audience.c.connection_id, audience.c.ad_account).where(_IN_USE).distinct()
         with reading(self._engine) as connection:
-            for row in connection.execute(
-                select(audience.c.connection_id, audience.c.ad_account)
-                .join(step_version, step_version.c.audience_id == audience.c.id)
-                .join(step, step.c.id == step_version.c.step_id)
-                .join(canvas, canvas.c.id == step.c.canvas_id)
-                .where(canvas.c.launched_us.is_not(None))
-                .distinct()
-            ):
+            for row in connection.execute(query):
                 used.setdefault(row.connection_id, set()).add(row.ad_account)
         return used
 
     def last_used(self) -> dict[str, int]:
-        """Return when each connection that declared steps of launched canvases need was last sent through."""
+        """Return when each connection that is in use by launched canvases was last sent through."""
         query = (
             select(audience.c.connection_id, func.max(audience.c.served_us).label("used_us"))
-            .join(step_version, step_version.c.audience_id == audience.c.id)
-            .join(step, step.c.version_id == step_version.c.id)
-            .join(canvas, canvas.c.id == step.c.canvas_id)
-            .where(canvas.c.launched_us.is_not(None), step.c.declared)
+            .where(_IN_USE)
             .group_by(audience.c.connection_id)
         )
         with reading(self._engine) as connection:

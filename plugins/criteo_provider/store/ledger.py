@@ -297,13 +297,15 @@ class Ledger:
 
         return self._write(verb)
 
-    def healed(self, scope: str, key: str, *, now_us: int) -> None:
+    def healed(self, scope: str, key: str, *, now_us: int, is_unused: bool = False) -> None:
         """Forget a trouble that is over."""
         with self.engine.connect() as connection:
             found = select(trouble.c.key).where(trouble.c.scope == scope, trouble.c.key == key)
             if connection.execute(found).first() is None:
                 return
-        self._write(lambda connection: troubles.close_trouble(connection, scope, key, now_us=now_us))
+        self._write(
+            lambda connection: troubles.close_trouble(connection, scope, key, now_us=now_us, is_unused=is_unused)
+        )
 
     def look_for_alarms(self, *, late_after_s: float, now_us: int) -> None:
         """Open and close the troubles that time makes."""

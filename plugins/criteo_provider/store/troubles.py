@@ -40,6 +40,8 @@ BY_CHOICE = frozenset({DISCONNECTED, "not-chosen", "not-allowed"})
 PEOPLE, LATE = "people", "late"
 # Troubles that hold people back.
 HOLDING = ("connection", "ad_account", "audience")
+# So begins what is kept of a trouble that is over because nobody uses what it was about: it may not work at all.
+_UNUSED = "Not used any more. "
 
 _ALL = select(trouble)
 
@@ -135,7 +137,12 @@ def is_holding(now_us: int) -> ColumnElement[bool]:
 
 def troubled(*which: ColumnElement[bool]) -> ColumnElement[bool]:
     """The condition that there is a known trouble (one of ``which``) with an audience."""
-    keys = or_(
+    return select(trouble.c.scope).where(*which, concerns()).exists()
+
+
+def concerns() -> ColumnElement[bool]:
+    """The condition that a trouble is one with an audience, its ad account or its connection."""
+    return or_(
         and_(trouble.c.scope == "connection", trouble.c.key == audience.c.connection_id),
         and_(
             trouble.c.scope == "ad_account",
@@ -143,14 +150,16 @@ def troubled(*which: ColumnElement[bool]) -> ColumnElement[bool]:
         ),
         and_(trouble.c.scope == "audience", trouble.c.key == cast(audience.c.id, Text)),
     )
-    return select(trouble.c.scope).where(*which, keys).exists()
 
 
-def close_trouble(connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = ()) -> None:
+def close_trouble(
+    connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = (), is_unused: bool = False
+) -> None:
     """Forget a trouble that is over, and note that it is; one whose code is among ``but`` stays."""
     found = trouble.c.scope == scope, trouble.c.key == key, trouble.c.code.not_in(but)
     sentence = connection.execute(delete(trouble).where(*found).returning(trouble.c.sentence)).scalar()
     if sentence is not None and _was_noted(connection, scope, key):
+        sentence = _UNUSED + sentence if is_unused and scope != "launch" else sentence
         note(connection, scope, key, sentence, began=False, now_us=now_us)
 
 
@@ -182,6 +191,10 @@ def note(connection: Connection, scope: str, key: str, sentence: str, *, began: 
 
 def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
     """Say what has changed; ``audiences`` are their names by the ledger's numbers."""
+    kind = "ad account" if row.scope in ("ad_account", "quota") else row.scope
+    where = f"audience {audiences.get(row.key, row.key)!r}" if row.scope == "audience" else f"{kind} {row.key}"
+    if not row.began and row.sentence.startswith(_UNUSED):
+        return f"Over, {where} is not used any more. It was: {row.sentence.removeprefix(_UNUSED)}"
     match row.scope, row.began:
         case (("people" | "late"), True):
             return str(row.sentence)
@@ -197,8 +210,6 @@ def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
             return f"Canvas {row.key} is not launched: {row.sentence}"
         case "launch", _:
             return f"Canvas {row.key} does not wait for its launch any more. What stood in its way: {row.sentence}"
-    where = f"audience {audiences.get(row.key, row.key)!r}" if row.scope == "audience" else f"{row.scope} {row.key}"
-    where = where.replace("ad_account", "ad account")
     return (
         f"Trouble with {where}: {row.sentence}" if row.began else f"Over, {where} works again. It was: {row.sentence}"
     )

@@ -69,5 +69,5 @@ class Consent:
             # A file that was mended is read at once, and one that is gone has no trouble any more.
             is_feed = row.scope == "source" and row.key.startswith(FEED_PREFIX) and row.key not in wrong
             if is_feed and (row.code == _BROKEN_FILE or row.key not in kept):
-                ledger.healed("source", row.key, now_us=now_us)
+                ledger.healed("source", row.key, now_us=now_us, is_unused=row.key not in kept)
         return self.feeds.feeds
