@@ -1,0 +1,65 @@
+"""Two verbs at once on PostgreSQL: who has waited for a lock sees what the other one has made of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import pytest
+from sqlalchemy import Connection, text
+
+from criteo_provider.core.model import Role
+from criteo_provider.core.outcome import Unavailable
+from criteo_provider.store import claim as claiming
+from criteo_provider.store.engine import writing
+from tests.world import World, canvas, crowd, step
+
+T = TypeVar("T")
+S = TypeVar("S")
+DOWN = Unavailable("http-503", "Criteo's servers have trouble.", maybe_applied=False)
+
+
+@pytest.fixture
+def world(postgres_url: str) -> Iterator[World]:
+    """An empty ledger on PostgreSQL: SQLite has one writer at a time."""
+    world = World(postgres_url)
+    yield world
+    world.close()
+
+
+def at_once(world: World, first: Callable[[Connection], T], second: Callable[[], S]) -> tuple[T, S]:
+    """Begin ``second`` when ``first`` is done and not committed; commit once it waits for a lock, or has not had to."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with ThreadPoolExecutor(1) as beside:
+        with writing(world.engine) as connection:
+            done = first(connection)
+            later: Future[S] = beside.submit(second)
+            for _ in range(200):
+                # A look of its own: within one transaction PostgreSQL goes on telling what it saw first.
+                with world.engine.connect() as onlooker:
+                    if onlooker.execute(waiting).scalar_one() or wait([later], 0.05).done:
+                        break
+        return done, later.result(30)
+
+
+def files(field: str) -> tuple:
+    """All canvases there are: one that sends this field."""
+    return (canvas("vip", step("add", fields=(field,))),)
+
+
+def test_a_field_removed_while_a_claim_is_made_flies_and_is_settled(world: World) -> None:
+    """An edit that waits for a claim leaves its people to the request: what Criteo accepts is Synced."""
+    world.declare(*files("email"))
+    world.enter("vip", crowd(range(3)))
+    terms = claiming.ClaimTerms("criteo_default", frozenset({"1001"}), Role.FRESH, "me", 120)
+    claimed, _ = at_once(
+        world,
+        lambda connection: claiming.claim(connection, terms, now_us=world.now_us),
+        lambda: world.ledger.declare(files("madid"), now_us=world.now_us),
+    )
+    assert claimed is not None
+    assert world.settle(claimed) == 0
+    assert world.numbers("add") == (3, 3, 0, 0, 0)
