@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from criteo_provider.core.model import Role
 from criteo_provider.core.outcome import Unavailable
 from criteo_provider.store import claim as claiming
+from criteo_provider.store import requeue
 from criteo_provider.store.engine import writing
 from tests.world import World, canvas, crowd, step
 
@@ -62,4 +63,28 @@ def test_a_field_removed_while_a_claim_is_made_flies_and_is_settled(world: World
     )
     assert claimed is not None
     assert world.settle(claimed) == 0
+    assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+def test_whoever_is_brought_back_while_old_people_are_pruned_stays(world: World) -> None:
+    """A prune that waits for a re-queue leaves its people: they are Pending, and sent."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    failing = world.claim()
+    assert failing is not None
+    world.settle(failing, DOWN)
+    world.pass_time(14 * 3600)
+    world.ledger.sweep(now_us=world.now_us)
+    assert world.numbers("add") == (3, 0, 0, 0, 3)
+
+    def bring_back(connection: Connection) -> None:
+        asked = requeue.begin(connection, None, None, who="ana", why="mended", now_us=world.now_us)
+        requeue.bring_back(connection, asked, now_us=world.now_us)
+
+    _, pruned = at_once(world, bring_back, lambda: world.ledger.keeping.prune(before_us=world.now_us))
+    assert pruned == 0
+    assert world.numbers("add") == (3, 0, 0, 3, 0)
+    claimed = world.claim_retry()
+    assert claimed is not None
+    world.settle(claimed)
     assert world.numbers("add") == (3, 3, 0, 0, 0)
