@@ -7,13 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from criteo_provider.core.model import Role
-from criteo_provider.core.outcome import Unavailable
+from criteo_provider.core.outcome import Accepted, Unavailable
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import requeue
+from criteo_provider.store import requeue, settle
 from criteo_provider.store.engine import writing
+from criteo_provider.store.schema import request
 from tests.world import World, canvas, crowd, step
 
 T = TypeVar("T")
@@ -87,4 +88,21 @@ def test_whoever_is_brought_back_while_old_people_are_pruned_stays(world: World)
     claimed = world.claim_retry()
     assert claimed is not None
     world.settle(claimed)
+    assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+def test_a_request_settled_while_its_claim_is_taken_back_stays_settled(world: World) -> None:
+    """A sweep that waits for a late settlement does not call the request expired."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    slow = world.claim(lease_s=60)
+    assert slow is not None
+    world.pass_time(61)
+    at_once(
+        world,
+        lambda connection: settle.settle(connection, slow, Accepted(3, 0), now_us=world.now_us, jitter=0.5),
+        lambda: world.ledger.sweep(now_us=world.now_us),
+    )
+    with world.engine.connect() as connection:
+        assert connection.execute(select(request.c.state, request.c.code)).one() == ("settled", "accepted")
     assert world.numbers("add") == (3, 3, 0, 0, 0)
