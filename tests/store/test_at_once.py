@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, text
 from criteo_provider.core.model import Role
 from criteo_provider.core.outcome import Accepted, Unavailable
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import requeue, settle
+from criteo_provider.store import declare, requeue, seal, settle
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import request
 from tests.world import World, canvas, crowd, step
@@ -52,6 +52,20 @@ def files(field: str) -> tuple:
     return (canvas("vip", step("add", fields=(field,))),)
 
 
+def edit_beside(world: World, verb: Callable[[Connection], object], *, edit_begins: bool) -> None:
+    """Do this while the field is given up for another one."""
+
+    def edit(connection: Connection) -> object:
+        return declare.declare(connection, files("madid"), now_us=world.now_us)
+
+    def alone(later: Callable[[Connection], object]) -> object:
+        with writing(world.engine) as connection:
+            return later(connection)
+
+    first, second = (edit, verb) if edit_begins else (verb, edit)
+    at_once(world, first, lambda: alone(second))
+
+
 def test_a_field_removed_while_a_claim_is_made_flies_and_is_settled(world: World) -> None:
     """An edit that waits for a claim leaves its people to the request: what Criteo accepts is Synced."""
     world.declare(*files("email"))
@@ -65,6 +79,20 @@ def test_a_field_removed_while_a_claim_is_made_flies_and_is_settled(world: World
     assert claimed is not None
     assert world.settle(claimed) == 0
     assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+@pytest.mark.parametrize("edit_begins", [False, True])
+def test_a_field_removed_while_people_are_sealed_is_not_sent(world: World, edit_begins: bool) -> None:
+    """Sealing and an edit of the same step come one after the other, whichever begins."""
+    world.declare(*files("email"))
+    yesterday = world.plans["vip"]
+
+    def enter(connection: Connection) -> object:
+        return seal.seal(connection, "vip", crowd(range(3)), yesterday, now_us=world.now_us)
+
+    edit_beside(world, enter, edit_begins=edit_begins)
+    assert world.claim() is None
+    assert world.numbers("add") == (3, 0, 3, 0, 0)
 
 
 def test_whoever_is_brought_back_while_old_people_are_pruned_stays(world: World) -> None:
