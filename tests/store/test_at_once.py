@@ -95,6 +95,23 @@ def test_a_field_removed_while_people_are_sealed_is_not_sent(world: World, edit_
     assert world.numbers("add") == (3, 0, 3, 0, 0)
 
 
+@pytest.mark.parametrize("edit_begins", [False, True])
+def test_a_field_removed_while_a_request_comes_back_is_not_sent_again(world: World, edit_begins: bool) -> None:
+    """A settlement that gives people back and an edit of their step come one after the other, whichever begins."""
+    world.declare(*files("email"))
+    world.enter("vip", crowd(range(3)))
+    failing = world.claim()
+    assert failing is not None
+
+    def come_back(connection: Connection) -> object:
+        return settle.settle(connection, failing, DOWN, now_us=world.now_us, jitter=0.5)
+
+    edit_beside(world, come_back, edit_begins=edit_begins)
+    world.pass_time(3600)
+    assert world.claim() is None
+    assert world.numbers("add") == (3, 0, 3, 0, 0)
+
+
 def test_whoever_is_brought_back_while_old_people_are_pruned_stays(world: World) -> None:
     """A prune that waits for a re-queue leaves its people: they are Pending, and sent."""
     world.declare(canvas("vip", step("add")))

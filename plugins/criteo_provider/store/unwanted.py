@@ -49,6 +49,9 @@ _STILL_TO_BE_SENT = (
 
 
 def open_stages(connection: Connection, step_id: int) -> list[int]:
-    """Return the stages of a step that hold waiting or open parts."""
+    """Return the stages of a step that hold waiting or open parts, also those that come back just now."""
+    # Who gives a part back has it locked, and may have asked what is wanted before the edit: they end first.
+    in_flight = select(part.c.id).where(part.c.step_id == step_id, part.c.state == PartState.CLAIMED)
+    connection.execute(in_flight.order_by(part.c.id).with_for_update())
     query = select(part.c.stage_id).where(part.c.step_id == step_id, _IS_TO_BE_SENT)
     return sorted(set(connection.execute(query).scalars()))
