@@ -7,14 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, text
 
 from criteo_provider.core.model import Role
 from criteo_provider.core.outcome import Accepted, Unavailable
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, requeue, seal, settle
+from criteo_provider.store import declare, earlier, requeue, seal, settle
 from criteo_provider.store.engine import writing
-from criteo_provider.store.schema import request
+from criteo_provider.store.schema import chunk, request
+from criteo_provider.store.schema_order import key_filter
 from tests.world import World, canvas, crowd, step
 
 T = TypeVar("T")
@@ -151,3 +152,24 @@ def test_a_request_settled_while_its_claim_is_taken_back_stays_settled(world: Wo
     with world.engine.connect() as connection:
         assert connection.execute(select(request.c.state, request.c.code)).one() == ("settled", "accepted")
     assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+def test_two_processes_may_make_the_same_filter(world: World) -> None:
+    """Looking back for two removals at once, both keep what they found, in whatever order they made it."""
+    world.declare(canvas("vip", step("add")))
+    for number in range(3):
+        world.enter("vip", crowd([number]))
+    with world.engine.connect() as connection:
+        chunk_ids = list(connection.execute(select(chunk.c.id)).scalars())
+
+    def keep(connection: Connection, order: list[int]) -> None:
+        found = earlier.LookedUp(filters={chunk_id: b"" for chunk_id in order})
+        earlier.keep(connection, found, now_us=world.now_us)
+
+    def keep_too() -> None:
+        with writing(world.engine) as connection:
+            keep(connection, chunk_ids[::-1])
+
+    at_once(world, lambda connection: keep(connection, chunk_ids[:2]), keep_too)
+    with world.engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(key_filter)).scalar() == 3
