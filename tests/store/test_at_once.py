@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Connection, func, select, text
 
 from criteo_provider.core.model import Role
-from criteo_provider.core.outcome import Accepted, Unavailable
+from criteo_provider.core.outcome import Accepted, AudienceGone, Unavailable
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, earlier, requeue, seal, settle
+from criteo_provider.store import declare, earlier, gone, requeue, seal, settle
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import chunk, request
 from criteo_provider.store.schema_order import key_filter
@@ -173,3 +173,22 @@ def test_two_processes_may_make_the_same_filter(world: World) -> None:
     at_once(world, lambda connection: keep(connection, chunk_ids[:2]), keep_too)
     with world.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(key_filter)).scalar() == 3
+
+
+def test_one_process_at_a_time_looks_for_a_deleted_audience(world: World) -> None:
+    """Of two that look at the same moment one is told to, so that nobody makes an audience anew twice."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, AudienceGone("audience-invalid", "Criteo does not know it."))
+
+    def look(connection: Connection) -> int:
+        found = gone.to_look_for(connection, "criteo_default", ["1001"], now_us=world.now_us)
+        return len(found)
+
+    def look_too() -> int:
+        with writing(world.engine) as connection:
+            return look(connection)
+
+    assert at_once(world, look, look_too) == (1, 0)
