@@ -11,6 +11,7 @@ from criteo_provider.core.identifiers import Form, encode
 from criteo_provider.core.model import ClaimedRequest, Operation, Reason, Role, SealedPeople, Span
 from criteo_provider.core.outcome import Accepted, Refused, Unavailable
 from criteo_provider.store import earlier, people_index
+from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import chunk, metadata, part
 from criteo_provider.store.schema_growth import people_segment
 from criteo_provider.store.schema_order import key_filter
@@ -302,3 +303,14 @@ def tables_with_rows(world: World) -> set[str]:
     """The tables that are not empty."""
     with world.engine.connect() as connection:
         return {table.name for table in metadata.sorted_tables if connection.execute(select(table)).first()}
+
+
+def test_a_filter_of_people_pruned_meanwhile_is_not_kept(world: World) -> None:
+    """Whoever looks back while old people are pruned keeps the filters of those who are still there."""
+    world.declare(canvas("in", step("add")))
+    world.enter("in", crowd([1]))
+    with writing(world.engine) as connection:
+        here = connection.execute(select(chunk.c.id)).scalar_one()
+        found = earlier.LookedUp(filters={here + 1: b"gone", here: b"here"})
+        earlier.keep(connection, found, now_us=world.now_us)
+        assert connection.execute(select(key_filter.c.chunk_id)).scalars().all() == [here]

@@ -120,8 +120,11 @@ def reclaim_expired(connection: Connection, *, now_us: int) -> int:
             .returning(part.c.stage_id)
         ).scalars()
         stage_ids = set(reopened)
+        # Its owner may have settled at the last moment: then its parts were not ours to open either.
         connection.execute(
-            update(request).where(request.c.id.in_(ids)).values(state="expired", ended_us=now_us, code="owner-lost")
+            update(request)
+            .where(request.c.id.in_(ids), request.c.state == "in_flight")
+            .values(state="expired", ended_us=now_us, code="owner-lost")
         )
         if close_unwanted(connection, stage_ids):
             refold(connection, stage_ids, cause="owner lost", now_us=now_us)

@@ -16,6 +16,7 @@ from zlib import crc32
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, case, insert, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey
@@ -99,12 +100,13 @@ def look_up(connection: Connection, stage_ids: Sequence[int]) -> LookedUp:
 def keep(connection: Connection, found: LookedUp, *, now_us: int) -> None:
     """Add what was found as parts of their stages, unless another process has."""
     if found.filters:
-        known = set(
-            connection.execute(select(key_filter.c.chunk_id).where(key_filter.c.chunk_id.in_(found.filters))).scalars()
-        )
-        rows = [{"chunk_id": one, "hashes": hashes} for one, hashes in found.filters.items() if one not in known]
+        # In one order, so that two who made the same ones do not wait for each other; of pruned people none is kept.
+        there = select(chunk.c.id).where(chunk.c.id.in_(found.filters)).order_by(chunk.c.id)
+        chunk_ids = connection.execute(there.with_for_update(read=True, key_share=True)).scalars()
+        rows = [{"chunk_id": one, "hashes": found.filters[one]} for one in chunk_ids]
         if rows:
-            connection.execute(insert(key_filter), rows)
+            engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            connection.execute(engine_insert(key_filter).on_conflict_do_nothing(), rows)
     for stage_id, held in sorted(found.stages.items()):
         looked_at = connection.execute(
             update(part).where(part.c.stage_id == stage_id, _WANTED).values(look_back=0).returning(part)

@@ -35,12 +35,12 @@ def to_look_for(
             select(step_version.c.audience_id).join(step, step.c.version_id == step_version.c.id).where(at_work())
         ),
     )
+    free = audience.c.gone_us.is_not(None), is_over(audience.c.resolver_until_us, now_us)
     rows = connection.execute(
         select(audience).where(
             audience.c.connection_id == connection_id,
             audience.c.ad_account.in_(ad_accounts),
-            audience.c.gone_us.is_not(None),
-            is_over(audience.c.resolver_until_us, now_us),
+            *free,
             wanted,
             ~troubled(is_holding(now_us), trouble.c.scope != "audience"),
         )
@@ -48,8 +48,9 @@ def to_look_for(
     found = []
     for row in rows:
         policy = WhenDeleted(row.when_deleted)
-        lease = update(audience).where(audience.c.id == row.id)
-        connection.execute(lease.values(resolver_until_us=now_us + LOOK_AGAIN_US[policy]))
+        lease = update(audience).where(audience.c.id == row.id, *free)
+        if not connection.execute(lease.values(resolver_until_us=now_us + LOOK_AGAIN_US[policy])).rowcount:
+            continue  # another process has just taken it
         may_create = policy is WhenDeleted.RECREATE and creators(connection, row.id)
         found.append((int(row.id), str(row.ad_account), str(row.name), may_create, str(row.criteo_id)))
     return found

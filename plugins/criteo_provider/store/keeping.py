@@ -107,9 +107,13 @@ def _prune(connection: Connection, before_us: int) -> int:
         )
     )
     query = select(chunk.c.id, chunk.c.people).where(chunk.c.sealed_us < before_us, ~unfinished.exists())
-    chosen = connection.execute(query.order_by(chunk.c.sealed_us).limit(_CHUNKS_AT_ONCE)).all()
-    if not chosen:
+    oldest = query.order_by(chunk.c.sealed_us).limit(_CHUNKS_AT_ONCE).with_for_update(of=chunk)
+    chunk_ids = list(connection.execute(oldest).scalars())
+    if not chunk_ids:
         return 0
+    _lock(connection, chunk_ids)
+    # Whoever was brought back before the locks were had stays.
+    chosen = connection.execute(query.where(chunk.c.id.in_(chunk_ids))).all()
     chunk_ids = [row.id for row in chosen]
     forget(connection, chunk_ids)
     stage_ids = list(connection.execute(select(stage.c.id).where(stage.c.chunk_id.in_(chunk_ids))).scalars())
@@ -127,6 +131,15 @@ def _prune(connection: Connection, before_us: int) -> int:
         _delete(connection, table, column, ids)
     _drop_empty_segments(connection)
     return sum(row.people for row in chosen)
+
+
+def _lock(connection: Connection, chunk_ids: Collection[int]) -> None:
+    """Keep everybody else from the parts and stages of these chunks, in the order in which others lock them."""
+    stages = select(stage.c.id).where(stage.c.chunk_id.in_(chunk_ids)).order_by(stage.c.id)
+    stage_ids = list(connection.execute(stages).scalars())
+    parts = select(part.c.id).where(part.c.stage_id.in_(stage_ids)).order_by(part.c.id)
+    connection.execute(parts.with_for_update())
+    connection.execute(stages.with_for_update())
 
 
 def _delete(connection: Connection, table: Table, column: Any, ids: Collection[int]) -> None:

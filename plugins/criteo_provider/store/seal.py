@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from criteo_provider.core.batching import unsendable
 from criteo_provider.core.errors import LostClaim
@@ -62,19 +62,23 @@ def seal(
         connection.execute(insert(identifiers), [_identifiers_values(chunk_id, packed) for packed in people.forms])
     entered = []
     for plan in steps:
+        is_current = _is_current(connection, plan)
         stage_id = _add_stage(connection, chunk_id, people, plan, now_us, intent_us)
         if not plan.delay_s:
             entered.append(stage_id)
-        if not _is_current(connection, plan):
+        if not is_current:
             close_unwanted(connection, [stage_id])
     refold(connection, entered, cause=f"seal:{chunk_id}", now_us=now_us, entering=True)
     return chunk_id
 
 
 def _is_current(connection: Connection, plan: StepPlan) -> bool:
-    """Whether the files have not changed since this process read them."""
-    query = select(step.c.version_id).where(step.c.id == plan.step_id)
-    return connection.execute(query).scalar() == plan.version_id
+    """Whether the files have not changed since this process read them; they do not until this transaction is over."""
+    return connection.execute(_VERSION, {"step": plan.step_id}).scalar() == plan.version_id
+
+
+# An edit either comes before (and is seen) or waits, and finds the people sealed meanwhile.
+_VERSION = select(step.c.version_id).where(step.c.id == bindparam("step")).with_for_update(read=True)
 
 
 def move_cursor(connection: Connection, hold: CursorHold, position: Json, *, now_us: int) -> CursorHold:

@@ -30,26 +30,28 @@ def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
                 doomed[Reason.DROPPED].append(row.id)
             elif row.earlier_id is None and Form(row.form).field not in msgspec.json.decode(row.fields):
                 doomed[Reason.FIELD_NO_LONGER_CHOSEN].append(row.id)
+    closed = 0
     for reason, part_ids in doomed.items():
         for ids in slices(sorted(part_ids)):
-            connection.execute(update(part).where(part.c.id.in_(ids)).values(state=PartState.CLOSED, reason=reason))
-    return sum(map(len, doomed.values()))
+            # Whoever was claimed since they were looked at is in flight: their settlement asks here again.
+            still_here = update(part).where(part.c.id.in_(ids), _IS_TO_BE_SENT)
+            closed += connection.execute(still_here.values(state=PartState.CLOSED, reason=reason)).rowcount
+    return closed
 
 
+_IS_TO_BE_SENT = part.c.state.in_((PartState.WAITING, PartState.OPEN))
 _STILL_TO_BE_SENT = (
     select(part.c.id, part.c.stage_id, part.c.form, part.c.earlier_id, step.c.dropped_upto, step_version.c.fields)
     .join(step, step.c.id == part.c.step_id)
     .join(step_version, step_version.c.id == step.c.version_id)
-    .where(
-        part.c.stage_id.in_(bindparam("stages", expanding=True)),
-        part.c.state.in_((PartState.WAITING, PartState.OPEN)),
-    )
+    .where(part.c.stage_id.in_(bindparam("stages", expanding=True)), _IS_TO_BE_SENT)
 )
 
 
 def open_stages(connection: Connection, step_id: int) -> list[int]:
-    """Return the stages of a step that hold waiting or open parts."""
-    query = select(part.c.stage_id).where(
-        part.c.step_id == step_id, part.c.state.in_((PartState.WAITING, PartState.OPEN))
-    )
+    """Return the stages of a step that hold waiting or open parts, also those that come back just now."""
+    # Who gives a part back has it locked, and may have asked what is wanted before the edit: they end first.
+    in_flight = select(part.c.id).where(part.c.step_id == step_id, part.c.state == PartState.CLAIMED)
+    connection.execute(in_flight.order_by(part.c.id).with_for_update())
+    query = select(part.c.stage_id).where(part.c.step_id == step_id, _IS_TO_BE_SENT)
     return sorted(set(connection.execute(query).scalars()))
