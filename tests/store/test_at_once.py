@@ -9,12 +9,14 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import Connection, func, select, text
 
+from criteo_provider.core.consent import FeedDeclaration
 from criteo_provider.core.model import Role
 from criteo_provider.core.outcome import Accepted, AudienceGone, Unavailable
 from criteo_provider.store import claim as claiming
-from criteo_provider.store import declare, earlier, gone, requeue, seal, settle
+from criteo_provider.store import declare, earlier, gone, opt_outs, requeue, seal, settle
 from criteo_provider.store.engine import writing
 from criteo_provider.store.schema import chunk, request
+from criteo_provider.store.schema_opt_outs import opt_out_feed
 from criteo_provider.store.schema_order import key_filter
 from tests.world import World, canvas, crowd, step
 
@@ -192,3 +194,33 @@ def test_one_process_at_a_time_looks_for_a_deleted_audience(world: World) -> Non
             return look(connection)
 
     assert at_once(world, look, look_too) == (1, 0)
+
+
+def test_who_is_tried_again_while_a_sweep_waits_is_not_given_up(world: World) -> None:
+    """A sweep that has seen people past their deadline leaves those alone who were given a new one meanwhile."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed, DOWN)
+    world.pass_time(14 * 3600)
+
+    def retry(connection: Connection) -> None:
+        settle.expire(connection, now_us=world.now_us)
+        asked = requeue.begin(connection, None, None, who="ana", why="mended", now_us=world.now_us)
+        requeue.bring_back(connection, asked, now_us=world.now_us)
+
+    at_once(world, retry, lambda: world.ledger.sweep(now_us=world.now_us))
+    assert world.numbers("add") == (3, 0, 0, 3, 0)
+
+
+def test_two_processes_may_declare_the_same_new_feed(world: World) -> None:
+    """Who comes second finds the feed declared."""
+    feed = FeedDeclaration("opt_outs/do_not_sell", "Do not sell", "privacy-team", 3600, "1", None)
+    at_once(
+        world,
+        lambda connection: opt_outs.declare_feeds(connection, [feed], now_us=world.now_us),
+        lambda: world.ledger.opt_outs.declare([feed], now_us=world.now_us),
+    )
+    with world.engine.connect() as connection:
+        assert connection.execute(select(opt_out_feed.c.canvas_id)).scalars().all() == [feed.feed_id]

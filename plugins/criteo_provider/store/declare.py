@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import (
@@ -17,14 +17,12 @@ from criteo_provider.core.model import (
     StepPlan,
     WhenDeleted,
 )
+from criteo_provider.store.engine import DECLARE_LOCK, in_turn
 from criteo_provider.store.holding import pause, resting_since, resume
 from criteo_provider.store.in_use import close_unused
 from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
 from criteo_provider.store.standings import refold
 from criteo_provider.store.unwanted import close_unwanted, open_stages
-
-# Processes that read the same files at the same time declare one after the other; the number is only a name.
-_DECLARE_LOCK = 0x4445434C
 
 
 def declare(
@@ -36,8 +34,7 @@ def declare(
     canvas that is gone holds its people until it is declared again or dropped. ``broken`` names canvases whose file
     is there and cannot be read now: their people go on under the last declaration that could.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _DECLARE_LOCK})
+    in_turn(connection, DECLARE_LOCK)
     plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
     kept = {*plans, *broken}
     gone = canvas.c.id.not_in(kept) & ~canvas.c.id.startswith(FEED_PREFIX, autoescape=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import stamina
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
@@ -98,6 +98,15 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
         connection.rollback()
 
+
+def in_turn(connection: Connection, lock: int) -> None:
+    """Wait until no other transaction has this lock, and keep it to the end of ours; SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
+
+
+# Processes that read the same files at the same time declare one after the other; the number is only a name.
+DECLARE_LOCK = 0x4445434C
 
 _AS_BEFORE = "Nothing was half-written, and it goes on by itself once that is over."
 _UNWRITABLE = {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, and_, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.consent import (
@@ -25,6 +25,7 @@ from criteo_provider.core.consent import (
 )
 from criteo_provider.core.model import Span
 from criteo_provider.core.spans import ordinal_at
+from criteo_provider.store.engine import DECLARE_LOCK, in_turn
 from criteo_provider.store.schema import canvas, chunk, identifiers, source_cursor
 from criteo_provider.store.schema_opt_outs import opt_out, opt_out_feed, opt_out_round
 from criteo_provider.store.standings import slices, spans_from_text
@@ -56,6 +57,7 @@ class _Named:
 
 def declare_feeds(connection: Connection, feeds: Sequence[FeedDeclaration], *, now_us: int) -> None:
     """Make the ledger agree with all feed files there are; what a feed has told stays told without its file."""
+    in_turn(connection, DECLARE_LOCK)
     for one in feeds:
         values = {
             "name": one.name,
@@ -140,8 +142,7 @@ def record(connection: Connection, feed: str, told: Sequence[Withdrawal], *, now
 
 def lock_claims(connection: Connection) -> None:
     """Keep claims out until this transaction is over; SQLite does so by itself."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CLAIM_LOCK})
+    in_turn(connection, CLAIM_LOCK)
 
 
 # Claims are serialised on PostgreSQL as SQLite serialises them by itself; the number is only a name.

@@ -146,7 +146,8 @@ def expire(connection: Connection, *, now_us: int) -> int:
         errored.update(
             connection.execute(
                 update(part)
-                .where(part.c.id.in_(ids), part.c.state == PartState.OPEN)
+                # Somebody may have had them tried again since they were looked at.
+                .where(part.c.id.in_(ids), part.c.state == PartState.OPEN, part.c.deadline_us <= now_us)
                 .values(state=PartState.ERRORED, reason=func.coalesce(part.c.reason, "Criteo was never reached."))
                 .returning(part.c.stage_id)
             ).scalars()
