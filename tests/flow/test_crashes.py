@@ -196,9 +196,12 @@ def prove_lists(sandbox: Sandbox, house: House, people: list[Person]) -> None:
     assert segments["Passers-by"]["size"] == 0
 
 
-def prove_requests(sandbox: Sandbox, ledger_url: str, *, kills: int = KILLS) -> None:
+def prove_requests(
+    sandbox: Sandbox, ledger_url: str, *, kills: int = KILLS, changes: tuple[str, ...] = ("add", "remove")
+) -> None:
     """Every identifier was accepted once, and what Criteo took besides belongs to requests cut off in flight."""
-    applied = [call for call in sandbox.requests() if call["operation"] == "amend" and call["applied"]]
+    amended = [call for call in sandbox.requests() if call["operation"] == "amend" and call["change"] in changes]
+    applied = [call for call in amended if call["applied"]]
     engine = open_engine(ledger_url)
     with engine.connect() as connection:
         ends = {
