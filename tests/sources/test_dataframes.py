@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -172,7 +173,7 @@ def test_a_mended_module_is_read_by_the_next_source(
         ("1 / 0", "cannot be imported (ZeroDivisionError in <module>, line 2)"),
         ("'abc'", None), ("'xyz'", None),
         ("1 / 0", "cannot be imported (ZeroDivisionError in <module>, line 2)"),
-        ("1 / 1", None),
+        ("12345", None),
         ("= = =", "cannot be imported (SyntaxError in line 2)"),
         ("exit(", "cannot be imported (SyntaxError in line 2)"),
         ("exit()", "cannot be imported (SystemExit in"),
@@ -184,7 +185,7 @@ def test_a_mended_module_is_read_by_the_next_source(
         for _ in range(2):  # what is wrong stays wrong until it is mended
             reader = DataFrameSource(f"{name}.people", cursor="at", columns=["id"])
             if said is None:
-                assert entered(reader)[0] == [eval(answer)]  # noqa: S307
+                assert entered(reader)[0] == [ast.literal_eval(answer)]
             else:
                 with pytest.raises(SourceFailed) as failure:
                     entered(reader)

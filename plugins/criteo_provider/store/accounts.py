@@ -23,10 +23,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core.model import PartState
-from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.engine import insert_into, reading, writing
 from criteo_provider.store.schema import audience, metadata, part, step, step_version
 
 account = Table(
@@ -295,11 +294,10 @@ def _upsert(
     connection: Connection, table: Table, values: dict[str, object], only_if: ColumnElement[bool] | None = None
 ) -> bool:
     """Write a row; False when there is one and ``only_if`` does not hold for it."""
-    engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     keys = [column.name for column in table.primary_key]
     changes = {name: value for name, value in values.items() if name not in keys}
     statement = (
-        engine_insert(table)
+        insert_into(connection, table)
         .values(values)
         .on_conflict_do_update(index_elements=keys, set_=changes, where=only_if)
         .returning(*table.primary_key)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.store.clock import Clock
-from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.engine import in_turn, reading, writing
 from criteo_provider.store.schema import token
 from criteo_provider.store.schema_access import consent
 from criteo_provider.store.tokens import Cipher, sealed
@@ -194,8 +194,7 @@ class Consents:
     def _alone(self) -> Iterator[Connection]:
         """One transaction that writes consents, with no other beside it."""
         with writing(self._engine) as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CONSENT_LOCK})
+            in_turn(connection, _CONSENT_LOCK)
             yield connection
 
     def _replace(

@@ -16,7 +16,6 @@ from zlib import crc32
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, case, insert, literal_column, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey
@@ -25,6 +24,7 @@ from criteo_provider.core.identifiers import Form
 from criteo_provider.core.model import Operation, PartState, Span
 from criteo_provider.core.spans import from_ordinals, intersect, rank
 from criteo_provider.store import people_index
+from criteo_provider.store.engine import insert_into
 from criteo_provider.store.intents import stored_of
 from criteo_provider.store.schema import chunk, part, step
 from criteo_provider.store.schema_order import earlier, key_filter
@@ -105,8 +105,7 @@ def keep(connection: Connection, found: LookedUp, *, now_us: int) -> None:
         chunk_ids = connection.execute(there.with_for_update(read=True, key_share=True)).scalars()
         rows = [{"chunk_id": one, "hashes": found.filters[one]} for one in chunk_ids]
         if rows:
-            engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-            connection.execute(engine_insert(key_filter).on_conflict_do_nothing(), rows)
+            connection.execute(insert_into(connection, key_filter).on_conflict_do_nothing(), rows)
     for stage_id, held in sorted(found.stages.items()):
         looked_at = connection.execute(
             update(part).where(part.c.stage_id == stage_id, _WANTED).values(look_back=0).returning(part)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import stamina
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
@@ -103,6 +104,11 @@ def in_turn(connection: Connection, lock: int) -> None:
     """Wait until no other transaction has this lock, and keep it to the end of ours; SQLite has one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock})
+
+
+def insert_into(connection: Connection, table: Table) -> Any:
+    """Begin an INSERT that may say what is done ON CONFLICT, in the words of either engine."""
+    return (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
 
 
 # Processes that read the same files at the same time declare one after the other; the number is only a name.

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, Table, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.core.quota import WARN_FROM, nearly_full
-from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.engine import insert_into, reading, writing
 from criteo_provider.store.in_use import in_use
 from criteo_provider.store.launch_tables import fullness, preflight
 from criteo_provider.store.schema import audience, canvas, step, step_version, trouble
@@ -169,6 +168,5 @@ def _keep(connection: Connection, canvas_id: str, stamp: str, findings: str, now
 
 
 def _upsert(connection: Connection, table: Table, key: Mapping[str, object], values: Mapping[str, object]) -> None:
-    engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    row = engine_insert(table).values(**key, **values)
+    row = insert_into(connection, table).values(**key, **values)
     connection.execute(row.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

@@ -9,10 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, insert, select, text
+from sqlalchemy import Connection, Engine, insert, select
 
 from criteo_provider.core.errors import LedgerRefused
-from criteo_provider.store.engine import sqlite_path, writing
+from criteo_provider.store.engine import in_turn, sqlite_path, writing
 from criteo_provider.store.schema import origin
 
 VERSION_TABLE = "criteo_alembic_version"
@@ -33,8 +33,7 @@ def upgrade(engine: Engine, *, now_us: int) -> str:
         )
     if found != head:
         with writing(engine) as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            in_turn(connection, _MIGRATION_LOCK)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             _remember_origin(engine, connection, now_us)

@@ -24,9 +24,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from criteo_provider.store.clock import FURTHEST_US, is_over
+from criteo_provider.store.engine import insert_into
 from criteo_provider.store.schema import audience, news, trouble
 
 FIRST_PROBE_US = 60_000_000
@@ -109,12 +109,11 @@ def _first_probe_us(connection: Connection) -> int:
 
 def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
     """Remember a trouble of ``scope``; return True when it is new."""
-    engine_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     next_probe_us = NEVER_US if code == DISCONNECTED else now_us + _first_probe_us(connection)
     values = {"code": code, "sentence": sentence, "since_us": now_us, "probes": 0}
     # Two answers may tell of one new trouble at the same moment.
     added = connection.execute(
-        engine_insert(trouble)
+        insert_into(connection, trouble)
         .values(scope=scope, key=key, next_probe_us=next_probe_us, **values)
         .on_conflict_do_nothing()
         .returning(trouble.c.key)
