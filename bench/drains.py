@@ -47,7 +47,7 @@ class Drained:
 
     @property
     def users_per_s(self) -> float:
-        """Users a second, from the first look to the last answer; the flush interval at the end is left out."""
+        """Users a second, from the launch of the canvas to the last answer, without the flush interval at the end."""
         return self.people / self.wall_s
 
     @property
@@ -89,7 +89,8 @@ def drain(
         answers = _answers(processes)
     peaks = [peak_mb for watch in watches for peak_mb in watch.peak_mb.values()]
     calls = _sends(sandbox, last_call)
-    began_s, ended_s = min(one["began_s"] for one in answers), max(call["answered_s"] for call in calls)
+    began_s = max([min(one["began_s"] for one in answers), *_launched_s(sandbox, last_call)])
+    ended_s = max(call["answered_s"] for call in calls)
     return Drained(
         people=sum(one["entered"] for one in answers),
         sent=sum(call["valid"] for call in calls),
@@ -106,6 +107,11 @@ def drain(
 
 def _sends(sandbox: Sandbox, last_call: int) -> list[dict[str, Any]]:
     return [call for call in sandbox.requests(last_call) if call["operation"] == "amend"]
+
+
+def _launched_s(sandbox: Sandbox, last_call: int) -> list[float]:
+    """When Criteo had made each audience: nobody is entered before, and it happens once in the life of a canvas."""
+    return [call["answered_s"] for call in sandbox.requests(last_call) if call["operation"] == "create"]
 
 
 @contextmanager

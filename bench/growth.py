@@ -1,4 +1,4 @@
-"""Growth: what numbers, the look for work and one user's story take in ledgers of several sizes.
+"""Growth: what numbers, the page, one user's story and 50,000 people more take in ledgers of several sizes.
 
 A ledger of 100 million people has 2,000 chunks of 50,000. Its chunks are made once and copied row by row inside the
 database, with other names in the index, so that disk and time stay bearable; what is looked up is real.
@@ -7,24 +7,36 @@ database, with other names in the index, so that disk and time stay bearable; wh
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from bench.measure import Row
 from criteo_provider.core.batching import pack
 from criteo_provider.core.consent import USER_KEY
 from criteo_provider.core.identifiers import Form, encode, normalise
-from criteo_provider.core.model import AudienceKey, CanvasDeclaration, Operation, SealedPeople, StepDeclaration
+from criteo_provider.core.model import (
+    AudienceKey,
+    CanvasDeclaration,
+    Operation,
+    Role,
+    SealedPeople,
+    StepDeclaration,
+    StepPlan,
+)
+from criteo_provider.core.outcome import Accepted
 from criteo_provider.store import people_index
-from criteo_provider.store.engine import open_engine, writing
+from criteo_provider.store.claim import ClaimTerms
+from criteo_provider.store.engine import open_engine, reading, writing
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
+from criteo_provider.store.outages import outages
 from criteo_provider.store.people_index import Segment, keep_segment
 from criteo_provider.store.schema import chunk, identifiers, part, stage, upload
+from criteo_provider.ui.directory import read_directory
 
 CHUNK = 50_000
 NOW_US = 1_800_000_000_000_000
@@ -37,15 +49,31 @@ def growth(engine: str, url: str, people: int) -> Iterator[Row]:
     try:
         upgrade(opened, now_us=NOW_US)
         ledger = Ledger(opened)
-        _make(ledger, people)
+        crowd = _crowd()
+        plans = _make(ledger, crowd, people)
         ask: dict[str, Callable[[], Any]] = {
             "numbers": lambda: ledger.numbers(now_us=NOW_US),
             "look for work": lambda: ledger.open_work(now_us=NOW_US),
+            "what the page Audiences reads": lambda: _page(ledger),
             "one user's story": lambda: ledger.keeping.person("customer-7", now_us=NOW_US),
             "nobody's story": lambda: ledger.keeping.person("somebody.else@example.com", now_us=NOW_US),
         }
         for what, question in ask.items():
             yield Row("growth", f"{what}, {people // 1_000_000} million", engine, _median_ms(question), "ms")
+        more = f"50,000 more sealed, claimed, read back and settled, {people // 1_000_000} million"
+        yield Row("growth", more, engine, _median_ms(lambda: _one_more(ledger, plans, crowd)), "ms")
+    finally:
+        opened.dispose()
+
+
+def seconds_to_count_statuses(url: str) -> float:
+    """Read the status of every user of a ledger through its view, and return how long that took."""
+    opened = open_engine(url)
+    try:
+        with reading(opened) as connection:
+            began_s = time.monotonic()
+            connection.execute(text("SELECT status, count(*) FROM user_status GROUP BY status")).all()
+            return time.monotonic() - began_s
     finally:
         opened.dispose()
 
@@ -59,18 +87,41 @@ def _median_ms(question: Callable[[], Any]) -> float:
     return sorted(took)[1]
 
 
-def _make(ledger: Ledger, people: int) -> None:
-    key = AudienceKey("criteo_default", "1001", "Shoppers")
-    step = StepDeclaration("add", 0, key, Operation.ADD, ("email",), 0.0, True)
-    canvas = CanvasDeclaration("vip", "Vip", "bench", "criteo_default", 46_800.0, "bench", (step,))
-    plans = ledger.declare([canvas], now_us=NOW_US)
+def _page(ledger: Ledger) -> None:
+    ledger.numbers(now_us=NOW_US)
+    ledger.troubles()
+    outages(ledger.engine, now_us=NOW_US)
+    read_directory(ledger.engine)
+
+
+def _one_more(ledger: Ledger, plans: Sequence[StepPlan], crowd: SealedPeople) -> None:
+    """Do for one chunk more what Enter and Upload do in the ledger."""
     hold = ledger.hold_cursor("vip", "bench", now_us=NOW_US, lease_s=30)
     assert hold is not None  # noqa: S101 - nobody else is here
-    crowd = _crowd()
-    ledger.seal(hold, crowd, plans["vip"], position=None, units=(), looks=(), now_us=NOW_US)
+    ledger.seal(hold, crowd, plans, position=None, units=(), looks=(), now_us=NOW_US)
+    terms = ClaimTerms("criteo_default", frozenset({"1001"}), Role.FRESH, "bench", 120.0)
+    claimed = ledger.claim(terms, now_us=NOW_US)
+    assert claimed is not None  # noqa: S101 - the chunk that was just sealed
+    for one in claimed.parts:
+        ledger.packed(one)
+    ledger.settle(claimed, Accepted(claimed.identifiers, 0), now_us=NOW_US, jitter=0.5)
+
+
+def _canvas() -> CanvasDeclaration:
+    key = AudienceKey("criteo_default", "1001", "Shoppers")
+    step = StepDeclaration("add", 0, key, Operation.ADD, ("email",), 0.0, True)
+    return CanvasDeclaration("vip", "Vip", "bench", "criteo_default", 46_800.0, "bench", (step,))
+
+
+def _make(ledger: Ledger, crowd: SealedPeople, people: int) -> Sequence[StepPlan]:
+    (plans,) = ledger.declare([_canvas()], now_us=NOW_US).values()
+    ledger.launches.launched("vip", "", "[]", now_us=NOW_US)
+    ledger.resolved(plans[0].audience_id, "7001", created=False, now_us=NOW_US)
+    _one_more(ledger, plans, crowd)
     with writing(ledger.engine) as connection:
         _copy(connection, people // CHUNK)
         _index(connection, people // CHUNK)
+    return plans
 
 
 def _crowd() -> SealedPeople:
@@ -98,6 +149,10 @@ def _copy(connection: Connection, chunks: int) -> None:
         ]
         if rows:
             connection.execute(insert(table), rows)
+        if (
+            connection.dialect.name == "postgresql" and "id" in table.c
+        ):  # whoever comes next gets a number behind the copies'
+            connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), {chunks})"))
 
 
 def _index(connection: Connection, chunks: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import naive
 from bench.drains import CRITEOS_LIMIT, Drained, drain, sandbox_pid
-from bench.growth import growth
+from bench.growth import growth, seconds_to_count_statuses
 from bench.measure import MILLION, Row
 from bench.shop import as_parquet, fill, write_canvas
 from bench.stages import stage_costs
@@ -95,8 +95,13 @@ def _unpaced(engine: Engine, place: Path, sizes: Sizes) -> Iterator[Row]:
             include = place / f"unpaced-{source}"
             write_canvas(include, source, parquet=place / "parquet" if source == "parquet" else None)
             done = drain(url, sandbox, shop, include, helpers=(*engine.helpers, sandbox_pid()))
+            read_s = seconds_to_count_statuses(url)
         unpaced = unpaced or done.users_per_s
         yield from _end_to_end(f"unpaced, from {source}", engine, done)
+        per_million = read_s / (done.people / MILLION)
+        yield Row(
+            "end to end", "every user's status, from the view user_status", engine.name, per_million, "s per million"
+        )
     yield from _yardsticks(engine, sizes, shop, unpaced)
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from criteo_provider.core.model import PartState
-from criteo_provider.store.engine import insert_into, reading, writing
+from criteo_provider.store.engine import insert_into, looking, reading, writing
 from criteo_provider.store.schema import audience, metadata, part, step, step_version
 
 account = Table(
@@ -141,7 +141,7 @@ class AccountBook:
         query = select(account).order_by(account.c.connection_id, account.c.ad_account)
         if connection_id is not None:
             query = query.where(account.c.connection_id == connection_id)
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             return [Account(*row) for row in connection.execute(query)]
 
     def choose(self, connection_id: str, ad_accounts: Mapping[str, str], *, by: str, now_us: int) -> list[str]:
@@ -164,7 +164,7 @@ class AccountBook:
 
     def checkups(self) -> dict[str, Checkup]:
         """Return how each connection fared last."""
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             return {row.connection_id: _checkup(row) for row in connection.execute(select(checkup))}
 
     def keep_checkup(self, found: Checkup) -> None:
@@ -183,7 +183,7 @@ class AccountBook:
 
     def handover(self, connection_id: str) -> HandOver | None:
         """Return the hand-over that is going on or has failed."""
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             row = connection.execute(select(handover).where(handover.c.connection_id == connection_id)).one_or_none()
         if row is None:
             return None

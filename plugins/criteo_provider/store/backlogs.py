@@ -15,6 +15,7 @@ from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.model import CursorHold
 from criteo_provider.core.ports import Json
 from criteo_provider.store.clock import is_over
+from criteo_provider.store.engine import looking
 from criteo_provider.store.schema import source_cursor
 from criteo_provider.store.schema_growth import backlog
 
@@ -27,7 +28,7 @@ class Backlogs:
 
     def is_left(self, canvas_id: str) -> bool:
         """Tell whether a canvas has a backlog set aside."""
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             found = connection.execute(select(backlog.c.id).where(backlog.c.canvas_id == canvas_id).limit(1))
             return found.first() is not None
 

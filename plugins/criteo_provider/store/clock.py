@@ -8,6 +8,8 @@ from typing import Protocol
 
 from sqlalchemy import ColumnElement, Connection, Engine, or_, text
 
+from criteo_provider.store.engine import looking
+
 # A machine's monotonic clock drifts by less than 50 ppm, so a minute costs at most 3 ms.
 REFRESH_S = 60.0
 
@@ -63,7 +65,7 @@ class DatabaseClock:
             return int(time.monotonic() * 1e6) + self._ahead_us
 
     def _ask(self) -> None:
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             told_us = read_us(connection)
         self._asked_s = time.monotonic()
         self._ahead_us = told_us - int(self._asked_s * 1e6)

@@ -12,7 +12,7 @@ from criteo_provider.core.errors import AccessLost, LedgerUnwritable
 from criteo_provider.core.ports import Token
 from criteo_provider.store.clock import Clock
 from criteo_provider.store.consents import CANDIDATE
-from criteo_provider.store.engine import writing
+from criteo_provider.store.engine import looking, writing
 from criteo_provider.store.schema import token
 from criteo_provider.store.schema_access import consent
 from criteo_provider.store.tokens import Cipher, LedgerTokens
@@ -44,7 +44,7 @@ class ConsentTokens(LedgerTokens):
     def refresh_token(self) -> str:
         """Return the refresh token to be exchanged in the renewal that was begun; raises AccessLost."""
         holder = self._renewing[0] if self._renewing else ""
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             row = connection.execute(select(token).where(token.c.holder == holder)).one_or_none()
         if row is None or row.refresh is None:
             raise self._not_connected()

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, up
 
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.store.clock import Clock
-from criteo_provider.store.engine import in_turn, reading, writing
+from criteo_provider.store.engine import in_turn, looking, reading, writing
 from criteo_provider.store.schema import token
 from criteo_provider.store.schema_access import consent
 from criteo_provider.store.tokens import Cipher, sealed
@@ -118,7 +118,7 @@ class Consents:
         Everything that came of it later lives here only: Criteo may not honour the first one any more.
         """
         mark = fingerprint(application, refresh_token)
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             if _is_taken(connection, conn_id, mark):
                 return
         about = {"application": application, "given_by": BY_THE_CONNECTION, "seed": mark}
@@ -137,7 +137,7 @@ class Consents:
         never = consent.c.ad_accounts.is_(None) & (consent.c.counted_us <= now_us - FIRST_COUNT_EVERY_US)
         set_back = consent.c.counted_us > now_us
         due = (consent.c.counted_us <= now_us - round(every_s * 1e6)) | never | set_back
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             if connection.execute(select(consent.c.role).where(*_which(conn_id, CURRENT), due)).first() is None:
                 return False
         with writing(self._engine) as connection:
@@ -221,7 +221,7 @@ class Consents:
         )
 
     def _read(self, conn_id: str, role: str) -> Consent | None:
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             row = self._row(connection, conn_id, role)
         if row is None:
             return None

@@ -90,14 +90,24 @@ def said_why(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """One consistent look at the ledger; nothing may be written in it."""
+    """One consistent look at the ledger with several statements; nothing may be written in it."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN")
         else:
-            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         yield connection
-        connection.rollback()
+        # Not rolled back: PostgreSQL's driver forgets all its prepared statements with every ROLLBACK.
+        connection.commit()
+
+
+@contextmanager
+def looking(engine: Engine) -> Iterator[Connection]:
+    """Statements that read, each of which sees a moment of its own: no transaction is opened around them."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        yield connection
 
 
 def in_turn(connection: Connection, lock: int) -> None:

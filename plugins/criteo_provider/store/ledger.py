@@ -38,7 +38,7 @@ from criteo_provider.store import (
 from criteo_provider.store import claim as claiming
 from criteo_provider.store.backlogs import Backlogs
 from criteo_provider.store.clock import caught_up, is_over
-from criteo_provider.store.engine import reading, writing
+from criteo_provider.store.engine import looking, reading, writing
 from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
@@ -157,20 +157,20 @@ class Ledger:
     def due_looks(self, canvas_id: str, *, now_us: int, limit: int = 20) -> list[tuple[int, Look]]:
         """Return stretches of a source that are to be read again now, oldest first."""
         query = select(look).where(look.c.canvas_id == canvas_id, look.c.due_us <= now_us)
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             rows = connection.execute(query.order_by(look.c.due_us).limit(limit)).all()
         decode = msgspec.json.decode
         return [(row.id, Look(decode(row.after), decode(row.upto), bytes(row.marks), 0.0, row.last)) for row in rows]
 
     def completed_units(self, canvas_id: str, units: Collection[str]) -> set[str]:
         """Return those of ``units`` that were read to their end before."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             return seal.completed_units(connection, canvas_id, list(units))
 
     def position(self, canvas_id: str) -> Json:
         """Return where the cursor of a canvas stands."""
         query = select(source_cursor.c.position).where(source_cursor.c.canvas_id == canvas_id)
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             text = connection.execute(query).scalar()
         position: Json = msgspec.json.decode(text) if text else None
         return position
@@ -203,7 +203,7 @@ class Ledger:
 
     def packed(self, wanted: ClaimedPart) -> bytes:
         """Return the same values as one blob."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             present, blob = intents.packed_of(connection, wanted.chunk_id, wanted.form, wanted.earlier_id)
         return forms.cut(blob, forms.Form(wanted.form), slots(present, wanted.spans))
 
@@ -257,7 +257,7 @@ class Ledger:
         self, connection_id: str, ad_accounts: Collection[str], *, now_us: int
     ) -> list[tuple[int, str, str, bool, str]]:
         """Lease the deleted audiences to be looked for now: (id, ad account, name, may create, Criteo id of before)."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             if not gone.any_gone(connection, connection_id):
                 return []
         return self._write(lambda connection: gone.to_look_for(connection, connection_id, ad_accounts, now_us=now_us))
@@ -299,7 +299,7 @@ class Ledger:
 
     def healed(self, scope: str, key: str, *, now_us: int, is_unused: bool = False) -> None:
         """Forget a trouble that is over."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             found = select(trouble.c.key).where(trouble.c.scope == scope, trouble.c.key == key)
             if connection.execute(found).first() is None:
                 return
@@ -314,7 +314,7 @@ class Ledger:
 
     def is_untold(self) -> bool:
         """Tell whether there is a change of state nobody was told of yet."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             return alarms.is_untold(connection)
 
     def take_alarms(self, *, now_us: int) -> list[alarms.News]:
@@ -331,27 +331,27 @@ class Ledger:
 
     def stopped_audiences(self, *, now_us: int) -> set[int]:
         """Return the audiences held back by a trouble whose next probe is not due."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             query = select(audience.c.id).where(metrics.stopped(now_us))
             return set(connection.execute(query).scalars())
 
     def may_probe(self, scope: str, key: str, *, now_us: int) -> bool:
         """Tell whether there is no such trouble, or it wants to be tried again now."""
         held = trouble.c.scope == scope, trouble.c.key == key, not_(is_over(trouble.c.next_probe_us, now_us))
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             return connection.execute(select(trouble.c.key).where(*held)).first() is None
 
     def connections(self) -> dict[str, set[str]]:
         """Return the Airflow connections that audiences are reached through, with the ad accounts behind each."""
         found: dict[str, set[str]] = {}
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             for row in connection.execute(select(audience.c.connection_id, audience.c.ad_account).distinct()):
                 found.setdefault(row.connection_id, set()).add(row.ad_account)
         return found
 
     def troubles(self) -> Sequence[Row[tuple[object, ...]]]:
         """Return the open troubles."""
-        with self.engine.connect() as connection:
+        with looking(self.engine) as connection:
             return connection.execute(select(trouble).order_by(trouble.c.since_us)).all()
 
     # --- reading

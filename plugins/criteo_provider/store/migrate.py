@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, insert, select
 
 from criteo_provider.core.errors import LedgerRefused
-from criteo_provider.store.engine import in_turn, sqlite_path, writing
+from criteo_provider.store.engine import in_turn, looking, sqlite_path, writing
 from criteo_provider.store.schema import origin
 
 VERSION_TABLE = "criteo_alembic_version"
@@ -59,7 +59,7 @@ def refuse_if_foreign(engine: Engine, *, executor: str) -> None:
         )
     if current(engine) is None:
         return
-    with engine.connect() as connection:
+    with looking(engine) as connection:
         made = connection.execute(select(origin)).one_or_none()
     if made is not None and (made.host != socket.gethostname() or made.path != str(path.resolve())):
         raise LedgerRefused(

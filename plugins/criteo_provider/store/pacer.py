@@ -22,7 +22,7 @@ from sqlalchemy import Engine, make_url
 from criteo_provider.core import pacing
 from criteo_provider.core.errors import Busy
 from criteo_provider.core.pacing import SECOND_US, Pace
-from criteo_provider.store.engine import said_why, sqlite_path, writing
+from criteo_provider.store.engine import looking, said_why, sqlite_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def granted(engine: Engine, application: str) -> int | None:
     file = sqlite_path(str(engine.url))
     if (file is not None and not file.exists()) or not sa.inspect(engine).has_table(pacer.name):
         return None
-    with engine.connect() as connection:
+    with looking(engine) as connection:
         return connection.execute(sa.select(pacer.c.granted_limit).where(pacer.c.application == application)).scalar()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, literal, literal_column, select, text, update
+from sqlalchemy import Connection, Select, delete, func, insert, literal, literal_column, select, text, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.consent import USER_KEY, key_marks, value_marks
@@ -34,6 +34,8 @@ SEGMENT_CHUNKS = 2_000
 # With so few people every page would be almost empty.
 _ONE_PAGE_PEOPLE = 20_000
 _PAGES = 256
+# Of a full segment, a page has about 16 kB: so many are asked for in one statement.
+_PAGES_AT_ONCE = 1_000
 # A transaction that may still bring a chunk with a lower id began long before those that are indexed.
 _SETTLED_US = 60_000_000
 # So few names are searched for by the database; for more it is cheaper to read the chunks.
@@ -223,14 +225,24 @@ def _look_up(connection: Connection, kind: str, marks: Sequence[bytes], found: d
     names, wanted = list(found), _prefixes(marks)
     pages = sorted({int(prefix) >> 24 for prefix in wanted})
     segments = connection.execute(select(people_segment).order_by(people_segment.c.id)).all()
-    for segment in segments:
-        query = select(people_page.c.count, people_page.c.entries).where(
-            people_page.c.segment_id == segment.id,
-            people_page.c.kind == kind,
-            people_page.c.page.in_(pages if segment.pages > 1 else [0]),
-        )
-        for count, entries in connection.execute(query):
-            _match(found, names, wanted, segment.first_chunk, count, entries)
+    for of_page, alike in (
+        ([0], [segment for segment in segments if segment.pages == 1]),
+        (pages, [segment for segment in segments if segment.pages > 1]),
+    ):
+        at_once = max(1, _PAGES_AT_ONCE // len(of_page))
+        for at in range(0, len(alike), at_once):
+            first_chunk = {segment.id: segment.first_chunk for segment in alike[at : at + at_once]}
+            for segment_id, count, entries in connection.execute(_entries_of(first_chunk, kind, of_page)):
+                _match(found, names, wanted, first_chunk[segment_id], count, entries)
+
+
+def _entries_of(segment_ids: Collection[int], kind: str, pages: Collection[int]) -> Select[int, int, bytes]:
+    """Ask for these pages of these segments, as they are kept."""
+    return (
+        select(people_page.c.segment_id, people_page.c.count, people_page.c.entries)
+        .where(people_page.c.segment_id.in_(segment_ids), people_page.c.kind == kind, people_page.c.page.in_(pages))
+        .execution_options(**{AS_KEPT: True})
+    )
 
 
 def _match(

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.core.ports import Token
 from criteo_provider.store.clock import Clock, is_over
-from criteo_provider.store.engine import writing
+from criteo_provider.store.engine import looking, writing
 from criteo_provider.store.schema import token
 
 
@@ -52,7 +52,7 @@ class LedgerTokens:
 
     def current(self) -> Token | None:
         """Return the stored token, whether fresh or not; None also under another key, so that it is renewed."""
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             row = self._row(connection)
         if row is None or row.access is None:
             return None
@@ -129,7 +129,7 @@ class LedgerTokens:
 
     def _ensure_row(self) -> None:
         known = select(token.c.serial).where(token.c.holder == self._own_holder)
-        with self._engine.connect() as connection:
+        with looking(self._engine) as connection:
             if connection.execute(known).first() is not None:
                 return
         try:
