@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ KEEPER = '"$@" & server=$!; read -r _; kill -INT $server 2>/dev/null; wait $serv
 class PostgresServer:
     """One server on 127.0.0.1 with its own data folder; `durable` keeps fsync, for tests that kill it."""
 
-    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, settings: Sequence[str] = ()) -> None:
         self.folder = folder
         self.durable = durable
+        self.settings = settings
         self.port = 0
         self._keeper: subprocess.Popen[bytes] | None = None
         self._binaries = _readable_binaries(folder)
@@ -50,7 +51,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server (on the port it had, if it had one) and return when it takes connections."""
         self.port = self.port or _free_port()
-        options = [*ALWAYS, f"port={self.port}", "listen_addresses=127.0.0.1"]
+        options = [*ALWAYS, *self.settings, f"port={self.port}", "listen_addresses=127.0.0.1"]
         options += [] if self.durable else UNSAFE_BUT_FAST
         command = [str(self._binaries / "postgres"), "-D", str(self._data)]
         command += [word for option in options for word in ("-c", option)]
@@ -100,11 +101,11 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres(*, durable: bool = False) -> Iterator[PostgresServer]:
-    """Run a server in a folder of its own, and leave neither behind."""
+def running_postgres(*, durable: bool = False, settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """Run a server (`settings` as in postgresql.conf) in a folder of its own, and leave neither behind."""
     folder = Path(tempfile.mkdtemp(prefix="criteo-postgres-"))
     try:
-        server = PostgresServer(folder, durable=durable)
+        server = PostgresServer(folder, durable=durable, settings=settings)
         try:
             yield server
         finally:
