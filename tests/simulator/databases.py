@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
-from sqlalchemy import Engine, create_engine, event, text, update
+from sqlalchemy import Engine, create_engine, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
@@ -28,39 +29,39 @@ Plans = dict[str, tuple[StepPlan, ...]]
 
 # What is sent once more decides nobody's status.
 _PARTS = "SELECT stage_id, form, spans, earlier_id, state, reason, deadline_us FROM part WHERE NOT again"
-_AGAIN = "SELECT id FROM part WHERE request_id = {request} AND again"
+_AGAIN = "SELECT id FROM part WHERE request_id = :request AND again"
 _EARLIER = "SELECT id, stage_id, form, present, packed FROM earlier"
 _VIEW = "SELECT step, chunk_id, ordinal, status FROM user_status"
 _METRICS = "SELECT step_id, metric, sum(value) FROM metric GROUP BY step_id, metric"
 _NEWEST = "SELECT step_id, chunk_id, id FROM stage WHERE chunk_id = (SELECT max(id) FROM chunk)"
 _OVERDUE = (
     "SELECT count(*) FROM part JOIN step ON step.id = part.step_id "
-    "WHERE part.state = 1 AND part.deadline_us <= {now} AND step.declared AND step.held_us IS NULL"
+    "WHERE part.state = 1 AND part.deadline_us <= :now AND step.declared AND step.held_us IS NULL"
 )
 _REMOVALS = """
 SELECT stage.id, stage.chunk_id, step.id, step.canvas_id, step.name, chunk.user_keys
 FROM stage JOIN chunk ON chunk.id = stage.chunk_id JOIN step ON step.id = stage.step_id
-WHERE stage.id > {after} AND chunk.canvas_id LIKE 'opt_outs/%' ORDER BY stage.id
+WHERE stage.id > :after AND substr(chunk.canvas_id, 1, 9) = 'opt_outs/' ORDER BY stage.id
 """
 _REMOVED = """
 SELECT part.audience_id, part.form, part.spans, part.intent_us, identifiers.packed
 FROM part JOIN identifiers ON identifiers.chunk_id = part.chunk_id AND identifiers.form = part.form
-WHERE part.stage_id = {stage} ORDER BY part.id
+WHERE part.stage_id = :stage ORDER BY part.id
 """
 _UNFINISHED = "SELECT EXISTS (SELECT 1 FROM part WHERE state <= 2)"
 _UNENTERED = "SELECT EXISTS (SELECT 1 FROM stage WHERE state = 0)"
 _DUE = """
-SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now} AND attempts < 3),
-    EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now} AND attempts >= 3),
-    EXISTS (SELECT 1 FROM stage WHERE state = 0 AND enters_us <= {now})
-    OR EXISTS (SELECT 1 FROM part WHERE state = 1 AND deadline_us <= {now})
-    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < {now}),
+SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= :now AND attempts < 3),
+    EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= :now AND attempts >= 3),
+    EXISTS (SELECT 1 FROM stage WHERE state = 0 AND enters_us <= :now)
+    OR EXISTS (SELECT 1 FROM part WHERE state = 1 AND deadline_us <= :now)
+    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < :now),
     EXISTS (SELECT 1 FROM part JOIN audience ON audience.id = part.audience_id
             WHERE state = 1 AND audience.criteo_id IS NULL)
 """
 _ANYTHING_DUE = """
-SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= {now})
-    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < {now})
+SELECT EXISTS (SELECT 1 FROM part WHERE state = 1 AND due_us <= :now)
+    OR EXISTS (SELECT 1 FROM request WHERE state = 'in_flight' AND lease_until_us < :now)
 """
 # When something may happen next that cannot happen now.
 _NEXT = """
@@ -72,7 +73,7 @@ SELECT min(at_us) FROM (
     UNION ALL SELECT next_probe_us FROM trouble
     UNION ALL SELECT resolver_until_us FROM audience
     UNION ALL SELECT turn_until_us + 1 FROM audience
-) AS moments WHERE at_us > {now}
+) AS moments WHERE at_us > :now
 """
 
 
@@ -99,13 +100,14 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.trouble: str | None = None
-        event.listen(engine, "commit", self._committing)
+        # An event of SQLAlchemy's would be asked for at every statement.
+        self._commit, engine.dialect.do_commit = engine.dialect.do_commit, self._committing  # type: ignore[method-assign]
 
     def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
         """A ledger that knows these canvases and nobody in them."""
         raise NotImplementedError
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, **named: int) -> list[tuple[Any, ...]]:
         """Read, past everything the ledger's own code does."""
         raise NotImplementedError
 
@@ -126,7 +128,7 @@ class Database:
 
     def again(self, request_id: int) -> set[int]:
         """Which parts of a request are only sent once more."""
-        return {row[0] for row in self.rows(_AGAIN.format(request=request_id))}
+        return {row[0] for row in self.rows(_AGAIN, request=request_id)}
 
     def earlier(self) -> dict[Place, bytes]:
         """The identifiers that removals have found their people were added under before."""
@@ -149,10 +151,10 @@ class Database:
                 stage, chunk, step, canvas_id, name, msgspec.json.decode(keys),
                 [
                     (_places(stage, form, spans, None), decode(bytes(packed), Form(form)), audience, intent_us)
-                    for audience, form, spans, intent_us, packed in self.rows(_REMOVED.format(stage=stage))
+                    for audience, form, spans, intent_us, packed in self.rows(_REMOVED, stage=stage)
                 ],
             )
-            for stage, chunk, step, canvas_id, name, keys in self.rows(_REMOVALS.format(after=after_stage))
+            for stage, chunk, step, canvas_id, name, keys in self.rows(_REMOVALS, after=after_stage)
         ]  # fmt: skip
 
     def awaited(self) -> set[int]:
@@ -161,21 +163,21 @@ class Database:
 
     def overdue(self, now_us: int) -> int:
         """How many open parts are past their deadline."""
-        return int(self.rows(_OVERDUE.format(now=now_us))[0][0])
+        return int(self.rows(_OVERDUE, now=now_us)[0][0])
 
     def due(self, now_us: int) -> Due:
         """What could be done now."""
-        return Due(*map(bool, self.rows(_DUE.format(now=now_us))[0]))
+        return Due(*map(bool, self.rows(_DUE, now=now_us)[0]))
 
     def anything_due(self, now_us: int) -> bool:
         """Whether an uploader could find anything: somebody due, or held by a claim that is over."""
-        return bool(self.rows(_ANYTHING_DUE.format(now=now_us))[0][0])
+        return bool(self.rows(_ANYTHING_DUE, now=now_us)[0][0])
 
     def next_us(self, now_us: int) -> int | None:
         """When to go on; None when everybody is settled."""
         if not self.rows(_UNFINISHED)[0][0] and not self.rows(_UNENTERED)[0][0]:
             return None
-        found = self.rows(_NEXT.format(now=now_us))[0][0]
+        found = self.rows(_NEXT, now=now_us)[0][0]
         return int(found) if found is not None else now_us + 1_000_000
 
     def criteo_ids(self) -> dict[int, str | None]:
@@ -199,12 +201,13 @@ class Database:
         """What SQLAlchemy would raise."""
         return OperationalError("in a story", None, DatabaseTrouble(what, sqlstate))
 
-    def _committing(self, _connection: Any) -> None:
+    def _committing(self, connection: Any) -> None:
         trouble, self.trouble = self.trouble, None
         if trouble == "disk full":
             raise self.error(trouble)
         if trouble == "serialization":
             raise self.error(trouble, "40001")
+        self._commit(connection)
 
 
 def _launched(ledger: Ledger, declarations: Sequence[CanvasDeclaration]) -> Plans:
@@ -226,45 +229,48 @@ class Kept(sqlite3.Connection):
     def close(self) -> None:
         self.rollback()
 
-    def really_close(self) -> None:
-        super().close()
-
-
-def _in_memory(content: bytes = b"") -> Kept:
-    how: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "cached_statements": 512}
-    opened = sqlite3.connect(":memory:", factory=Kept, **how)
-    if content:
-        opened.deserialize(content)
-    opened.execute("PRAGMA foreign_keys = ON")
-    return opened
-
 
 class InMemory(Database):
-    """SQLite in memory: a story begins on a copy of a migrated file."""
+    """SQLite in memory: a story begins with the rows of a ledger that was just launched."""
 
     def __init__(self) -> None:
-        self._file, self._seen = _in_memory(), -1
+        how: dict[str, Any] = {"isolation_level": None, "check_same_thread": False, "cached_statements": 1024}
+        self._file, self._seen = sqlite3.connect(":memory:", factory=Kept, **how), -1
+        self._file.execute("PRAGMA foreign_keys = ON")
         super().__init__(create_engine("sqlite://", creator=lambda: self._file, poolclass=StaticPool))
         upgrade(self.engine, now_us=START_US)
-        self._template: bytes | None = None
+        self._launched: dict[str, list[tuple[Any, ...]]] = {}
         self._plans: Plans = {}
 
     def empty_ledger(self, declarations: Sequence[CanvasDeclaration]) -> tuple[Ledger, Plans]:
         ledger = Ledger(self.engine)
-        if self._template is None:
+        if not self._launched:
             self._plans = _launched(ledger, declarations)
-            self._template = self._file.serialize()
-        self.engine.dispose()
-        self._file.really_close()
-        self._file, self._seen = _in_memory(self._template), -1
+            self._launched = {table.name: self.rows(f"SELECT * FROM {table.name}") for table in metadata.sorted_tables}
+        self._begin_anew()
         return ledger, dict(self._plans)
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        return self._file.execute(query).fetchall()
+    def _begin_anew(self) -> None:
+        """Put the rows back; a copy of the whole database would have every statement planned anew for each story."""
+        self._file.rollback()
+        self._file.execute("BEGIN")
+        for table in reversed(self._launched):
+            self._file.execute(f"DELETE FROM {table}")
+        for table, rows in self._launched.items():
+            for row in rows:
+                self._file.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        self._file.execute("COMMIT")
+        self._seen = -1
+
+    def rows(self, query: str, **named: int) -> list[tuple[Any, ...]]:
+        return self._file.execute(query, named).fetchall()
 
     def has_changed(self) -> bool:
         before, self._seen = self._seen, self._file.total_changes
         return before != self._seen
+
+
+_NAMED = re.compile(r":(\w+)")
 
 
 class OnPostgres(Database):
@@ -284,8 +290,8 @@ class OnPostgres(Database):
         ledger = Ledger(self.engine)
         return ledger, _launched(ledger, declarations)
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        return self._reader.execute(query).fetchall()  # type: ignore[arg-type]
+    def rows(self, query: str, **named: int) -> list[tuple[Any, ...]]:
+        return self._reader.execute(_NAMED.sub(r"%(\1)s", query), named).fetchall()  # type: ignore[arg-type]
 
     def has_changed(self) -> bool:
         return True

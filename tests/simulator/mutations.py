@@ -74,15 +74,15 @@ MUTATIONS = (
     Mutation(
         "an answer heals nothing",
         "store/settle.py",
-        "if connection.execute(select(trouble.c.scope).limit(1)).first() is not None:",
+        "if connection.execute(_TROUBLES).first() is not None:",
         "if connection is None:",
     ),
     # deadline
     Mutation(
         "people are given up an hour early",
         "store/settle.py",
-        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())",
-        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us + 3_600_000_000, at_work())",
+        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= _NOW, at_work())",
+        ".where(part.c.state == PartState.OPEN, part.c.deadline_us <= _NOW + 3_600_000_000, at_work())",
     ),
     Mutation(
         "each attempt begins the patience anew",
@@ -118,8 +118,8 @@ MUTATIONS = (
     Mutation(
         "whose owner has died is given up",
         "store/claim.py",
-        ".values(state=PartState.OPEN, request_id=None, due_us=now_us)",
-        ".values(state=PartState.ERRORED, request_id=None, due_us=now_us)",
+        ".values(state=PartState.OPEN, request_id=None, due_us=_NOW)",
+        ".values(state=PartState.ERRORED, request_id=None, due_us=_NOW)",
     ),
     Mutation(
         "attempts are not counted",
@@ -212,9 +212,9 @@ MUTATIONS = (
     # enter and upload
     Mutation(
         "a cursor somebody else has moved is moved again",
-        "store/seal.py",
-        "source_cursor.c.version == hold.version)",
-        "source_cursor.c.version >= hold.version)",
+        "store/cursors.py",
+        'source_cursor.c.version == bindparam("held")',
+        'source_cursor.c.version >= bindparam("held")',
     ),
     Mutation(
         "a lease that ends in flight is no hindrance",

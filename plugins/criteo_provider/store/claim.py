@@ -94,6 +94,8 @@ def claim(connection: Connection, terms: ClaimTerms, *, now_us: int) -> ClaimedR
     troubles = Troubles(connection, terms.connection_id, now_us)
     for _ in range(LOOKS):
         lanes = [one for one in _lanes(connection, terms, now_us) if troubles.admits(one.audience_id, one.ad_account)]
+        if not lanes:
+            return None
         in_flight = _in_flight(connection, {lane.audience_id for lane in lanes}, now_us)
         lane = _choose(connection, lanes, in_flight, now_us)
         if lane is None:
@@ -113,25 +115,26 @@ def reclaim_expired(connection: Connection, *, now_us: int) -> int:
     """Open the parts of requests whose owner has let the lease run out; return how many requests that were."""
     ids = list(connection.execute(_LOST, {"now_us": now_us}).scalars())
     if ids:
-        reopened = connection.execute(
-            update(part)
-            .where(part.c.request_id.in_(ids), part.c.state == PartState.CLAIMED)
-            .values(state=PartState.OPEN, request_id=None, due_us=now_us)
-            .returning(part.c.stage_id)
-        ).scalars()
-        stage_ids = set(reopened)
+        stage_ids = set(connection.execute(_TAKE_BACK, {"requests": ids, "now_us": now_us}).scalars())
         # Its owner may have settled at the last moment: then its parts were not ours to open either.
-        connection.execute(
-            update(request)
-            .where(request.c.id.in_(ids), request.c.state == "in_flight")
-            .values(state="expired", ended_us=now_us, code="owner-lost")
-        )
+        connection.execute(_EXPIRE, {"requests": ids, "now_us": now_us})
         if close_unwanted(connection, stage_ids):
             refold(connection, stage_ids, cause="owner lost", now_us=now_us)
     return len(ids)
 
 
 _LOST = select(request.c.id).where(request.c.state == "in_flight", is_over(request.c.lease_until_us + 1, _NOW))
+_TAKE_BACK = (
+    update(part)
+    .where(part.c.request_id.in_(bindparam("requests", expanding=True)), part.c.state == PartState.CLAIMED)
+    .values(state=PartState.OPEN, request_id=None, due_us=_NOW)
+    .returning(part.c.stage_id)
+)
+_EXPIRE = (
+    update(request)
+    .where(request.c.id.in_(bindparam("requests", expanding=True)), request.c.state == "in_flight")
+    .values(state="expired", ended_us=_NOW, code="owner-lost")
+)
 
 
 def sendable(role: Role, now_us: int | ColumnElement[int]) -> ColumnElement[bool]:
@@ -208,12 +211,12 @@ def _choose(connection: Connection, lanes: Sequence[Lane], in_flight: dict[int, 
         # The other sign is in flight: nobody else of this audience may start until this sign had its turn.
         # It keeps its turn as long as somebody at work waits for it, however slow Criteo is.
         if wanted.turn != wanted.operation.value or wanted.turn_until_us < now_us + TURN_US // 2:
-            connection.execute(
-                update(audience)
-                .where(audience.c.id == wanted.audience_id)
-                .values(turn=wanted.operation.value, turn_until_us=now_us + TURN_US)
-            )
+            turn = {"turn": wanted.operation.value, "turn_until_us": now_us + TURN_US}
+            connection.execute(_GIVE_TURN, {"audience": wanted.audience_id, **turn})
     return None
+
+
+_GIVE_TURN = update(audience).where(audience.c.id == bindparam("audience"))
 
 
 def _wanted(candidates: Sequence[Lane], now_us: int) -> Lane | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, insert, select, update
 
 from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import (
@@ -18,7 +19,7 @@ from criteo_provider.core.model import (
     WhenDeleted,
 )
 from criteo_provider.store.engine import DECLARE_LOCK, in_turn
-from criteo_provider.store.holding import pause, resting_since, resume
+from criteo_provider.store.holding import pausing, resting_since, resume
 from criteo_provider.store.in_use import close_unused
 from criteo_provider.store.schema import audience, canvas, part, source_cursor, stage, step, step_version
 from criteo_provider.store.standings import refold
@@ -37,14 +38,24 @@ def declare(
     in_turn(connection, DECLARE_LOCK)
     plans = {one.canvas_id: _declare_canvas(connection, one, now_us) for one in declarations}
     kept = {*plans, *broken}
-    gone = canvas.c.id.not_in(kept) & ~canvas.c.id.startswith(FEED_PREFIX, autoescape=True)
-    connection.execute(update(canvas).where(gone, canvas.c.declared).values(declared=False))
-    # The removals of an opt-out feed go on whatever becomes of its file.
-    gone = step.c.canvas_id.not_in(kept) & ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
-    pause(connection, gone, now_us)
+    connection.execute(_GONE_CANVASES, {"kept": list(kept)})
+    connection.execute(_STEPS_OF_GONE_CANVASES, {"kept": list(kept), "now_us": now_us})
     close_unused(connection, now_us=now_us)
     _say_when_deleted(connection, _policies(declarations))
     return plans
+
+
+_KEPT: BindParameter[str] = bindparam("kept", expanding=True)
+_GONE_CANVASES = (
+    update(canvas)
+    .where(canvas.c.id.not_in(_KEPT), ~canvas.c.id.startswith(FEED_PREFIX, autoescape=True), canvas.c.declared)
+    .values(declared=False)
+)
+# The removals of an opt-out feed go on whatever becomes of its file.
+_STEPS_OF_GONE_CANVASES = pausing(
+    step.c.canvas_id.not_in(_KEPT), ~step.c.canvas_id.startswith(FEED_PREFIX, autoescape=True)
+)
+_GONE_STEPS = pausing(step.c.canvas_id == bindparam("canvas"), step.c.name.not_in(_KEPT))
 
 
 def drop(connection: Connection, canvas_id: str, step_name: str, *, now_us: int) -> int:
@@ -71,43 +82,52 @@ def _declare_canvas(connection: Connection, declared: CanvasDeclaration, now_us:
         "fingerprint": declared.fingerprint,
         "declared": True,
     }
-    known = connection.execute(select(canvas.c.id).where(canvas.c.id == declared.canvas_id)).scalar()
+    known = connection.execute(_KNOWN_CANVAS, {"canvas": declared.canvas_id}).one_or_none()
     if known is None:
-        connection.execute(insert(canvas).values(id=declared.canvas_id, **values))
-        connection.execute(insert(source_cursor).values(canvas_id=declared.canvas_id, position="null", version=0))
-    else:
-        connection.execute(update(canvas).where(canvas.c.id == known).values(**values))
+        connection.execute(_NEW_CANVAS, {"id": declared.canvas_id, **values})
+        connection.execute(_NEW_CURSOR, {"canvas_id": declared.canvas_id, "position": "null", "version": 0})
+    elif _differs(known, values):
+        connection.execute(_CHANGE_CANVAS, {"canvas": declared.canvas_id, **values})
     plans = tuple(_declare_step(connection, declared.canvas_id, one, now_us) for one in declared.steps)
-    gone = step.c.name.not_in([one.name for one in declared.steps])
-    pause(connection, (step.c.canvas_id == declared.canvas_id) & gone, now_us)
+    kept = [one.name for one in declared.steps]
+    connection.execute(_GONE_STEPS, {"canvas": declared.canvas_id, "kept": kept, "now_us": now_us})
     return plans
 
 
+_KNOWN_CANVAS = select(canvas).where(canvas.c.id == bindparam("canvas"))
+_NEW_CANVAS = insert(canvas)
+_NEW_CURSOR = insert(source_cursor)
+_CHANGE_CANVAS = update(canvas).where(canvas.c.id == bindparam("canvas"))
+
+
+def _differs(known: Row[Any], values: Mapping[str, Any]) -> bool:
+    """Whether a row has to be written: most files say what they said before, and whoever seals reads these rows."""
+    return any(getattr(known, name) != value for name, value in values.items())
+
+
 def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclaration, now_us: int) -> StepPlan:
-    query = select(step.c.id, step.c.paused_us, step.c.held_us, step.c.version_id)
-    known = connection.execute(query.where(step.c.canvas_id == canvas_id, step.c.name == declared.name)).one_or_none()
+    wanted = {"canvas": canvas_id, "named": declared.name}
+    known = connection.execute(_KNOWN_STEP, wanted).one_or_none()
     if known is None:
-        values = {"canvas_id": canvas_id, "name": declared.name, "position": declared.position, "declared": True}
-        step_id = int(connection.execute(insert(step).values(values).returning(step.c.id)).scalar_one())
-    else:
-        step_id = int(known.id)
+        fresh = {"canvas_id": canvas_id, "name": declared.name, "position": declared.position, "declared": True}
+        connection.execute(_NEW_STEP, fresh)
+        known = connection.execute(_KNOWN_STEP, wanted).one()
+    step_id = int(known.id)
     audience_id = _audience_id(connection, declared.audience)
-    rested_us = resting_since(known.paused_us, known.held_us) if known is not None else None
-    version_id = _version_id(connection, step_id, audience_id, declared, now_us)
-    connection.execute(
-        update(step)
-        .where(step.c.id == step_id)
-        .values(
-            position=declared.position,
-            declared=True,
-            paused_us=None,
-            held_us=(rested_us or now_us) if declared.paused else None,
-            version_id=version_id,
-        )
-    )
+    rested_us = resting_since(known.paused_us, known.held_us)
+    version_id = _version_id(connection, known, audience_id, declared, now_us)
+    values = {
+        "position": declared.position,
+        "declared": True,
+        "paused_us": None,
+        "held_us": (rested_us or now_us) if declared.paused else None,
+        "version_id": version_id,
+    }
+    if _differs(known, values):
+        connection.execute(_CHANGE_STEP, {"step": step_id, **values})
     if rested_us is not None and not declared.paused:
         resume(connection, step_id, now_us - rested_us, now_us=now_us)
-    if known is not None and known.version_id != version_id:
+    if known.version_id not in (None, version_id):
         stage_ids = open_stages(connection, step_id)
         close_unwanted(connection, stage_ids)
         refold(connection, stage_ids, cause=f"declare:{step_id}", now_us=now_us)
@@ -122,7 +142,30 @@ def _declare_step(connection: Connection, canvas_id: str, declared: StepDeclarat
     )
 
 
-def _version_id(connection: Connection, step_id: int, audience_id: int, declared: StepDeclaration, now_us: int) -> int:
+_KNOWN_STEP: Select[Any] = (
+    select(
+        step.c.id,
+        step.c.position,
+        step.c.declared,
+        step.c.paused_us,
+        step.c.held_us,
+        step.c.version_id,
+        step_version.c.audience_id,
+        step_version.c.operation,
+        step_version.c.fields,
+        step_version.c.delay_s,
+        step_version.c.is_last,
+    )
+    .outerjoin(step_version, step_version.c.id == step.c.version_id)
+    .where(step.c.canvas_id == bindparam("canvas"), step.c.name == bindparam("named"))
+)
+_NEW_STEP = insert(step)
+_CHANGE_STEP = update(step).where(step.c.id == bindparam("step"))
+
+
+def _version_id(
+    connection: Connection, known: Row[Any], audience_id: int, declared: StepDeclaration, now_us: int
+) -> int:
     values = {
         "audience_id": audience_id,
         "operation": declared.operation.value,
@@ -130,26 +173,24 @@ def _version_id(connection: Connection, step_id: int, audience_id: int, declared
         "delay_s": int(declared.delay_s),
         "is_last": declared.is_last,
     }
-    latest = connection.execute(
-        select(step_version).join(step, step.c.version_id == step_version.c.id).where(step.c.id == step_id)
-    ).one_or_none()
-    if latest is not None and all(getattr(latest, name) == value for name, value in values.items()):
-        return int(latest.id)
-    query = insert(step_version).values(step_id=step_id, since_us=now_us, **values).returning(step_version.c.id)
-    return int(connection.execute(query).scalar_one())
+    if known.version_id is not None and not _differs(known, values):
+        return int(known.version_id)
+    return int(connection.execute(_NEW_VERSION, {"step_id": known.id, "since_us": now_us, **values}).scalar_one())
 
 
 def _audience_id(connection: Connection, key: AudienceKey) -> int:
-    where = (
-        audience.c.connection_id == key.connection_id,
-        audience.c.ad_account == key.ad_account,
-        audience.c.name == key.name,
-    )
-    found = connection.execute(select(audience.c.id).where(*where)).scalar()
+    values = {"connection_id": key.connection_id, "ad_account": key.ad_account, "name": key.name}
+    found = connection.execute(_KNOWN_AUDIENCE, values).scalar()
     if found is None:
-        values = {"connection_id": key.connection_id, "ad_account": key.ad_account, "name": key.name}
-        found = connection.execute(insert(audience).values(values).returning(audience.c.id)).scalar_one()
+        found = connection.execute(_NEW_AUDIENCE, values).scalar_one()
     return int(found)
+
+
+_NEW_VERSION = insert(step_version).returning(step_version.c.id)
+_KNOWN_AUDIENCE = select(audience.c.id).where(
+    *(audience.c[name] == bindparam(name) for name in ("connection_id", "ad_account", "name"))
+)
+_NEW_AUDIENCE = insert(audience).returning(audience.c.id)
 
 
 def _policies(declarations: Sequence[CanvasDeclaration]) -> dict[AudienceKey, WhenDeleted]:
@@ -161,39 +202,45 @@ def _policies(declarations: Sequence[CanvasDeclaration]) -> dict[AudienceKey, Wh
 
 
 def _say_when_deleted(connection: Connection, policies: Mapping[AudienceKey, WhenDeleted]) -> None:
-    columns = (audience.c[name] for name in ("id", "connection_id", "ad_account", "name", "when_deleted"))
-    for row in connection.execute(select(*columns)).all():
+    for row in connection.execute(_AUDIENCES).all():
         policy = policies.get(AudienceKey(row.connection_id, row.ad_account, row.name))
         if policy is not None and policy.value != row.when_deleted:
-            changed = update(audience).where(audience.c.id == row.id)
-            connection.execute(changed.values(when_deleted=policy.value, resolver_until_us=0))
+            changed = {"when_deleted": policy.value, "resolver_until_us": 0}
+            connection.execute(_CHANGE_AUDIENCE, {"audience": row.id, **changed})
+
+
+_AUDIENCES = select(
+    audience.c.id, audience.c.connection_id, audience.c.ad_account, audience.c.name, audience.c.when_deleted
+)
+_CHANGE_AUDIENCE = update(audience).where(audience.c.id == bindparam("audience"))
 
 
 def creators(connection: Connection, audience_id: int) -> bool:
     """Tell whether a step of a launched canvas adds people to this audience: only such a step may create it."""
-    query = (
-        select(step.c.id)
-        .join(step_version, step_version.c.id == step.c.version_id)
-        .join(canvas, canvas.c.id == step.c.canvas_id)
-        .where(
-            canvas.c.launched_us.is_not(None),
-            step.c.declared,
-            step_version.c.audience_id == audience_id,
-            step_version.c.operation == Operation.ADD.value,
-        )
-        .limit(1)
+    to = {"audience": audience_id}
+    return any(connection.execute(add, to).first() is not None for add in (_LAUNCHED_ADD, _ADD_UNDER_WAY))
+
+
+_LAUNCHED_ADD = (
+    select(step.c.id)
+    .join(step_version, step_version.c.id == step.c.version_id)
+    .join(canvas, canvas.c.id == step.c.canvas_id)
+    .where(
+        canvas.c.launched_us.is_not(None),
+        step.c.declared,
+        step_version.c.audience_id == bindparam("audience"),
+        step_version.c.operation == Operation.ADD.value,
     )
-    if connection.execute(query).first() is not None:
-        return True
-    entered = (
-        select(part.c.id)
-        .join(step, step.c.id == part.c.step_id)
-        .where(
-            step.c.declared,
-            part.c.audience_id == audience_id,
-            part.c.operation == Operation.ADD.value,
-            part.c.state == PartState.OPEN,
-        )
-        .limit(1)
+    .limit(1)
+)
+_ADD_UNDER_WAY = (
+    select(part.c.id)
+    .join(step, step.c.id == part.c.step_id)
+    .where(
+        step.c.declared,
+        part.c.audience_id == bindparam("audience"),
+        part.c.operation == Operation.ADD.value,
+        part.c.state == PartState.OPEN,
     )
-    return connection.execute(entered).first() is not None
+    .limit(1)
+)

@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, case, insert, literal_column, or_, select, update
+from sqlalchemy import BigInteger, Connection, Row, and_, bindparam, case, insert, or_, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.batching import FormKey
@@ -46,7 +46,7 @@ FEW = 200
 # So many chunks are read in one statement: 20 MB of filters.
 READ_AT_ONCE = 100
 
-_WANTED = part.c.look_back == literal_column("1")
+_WANTED = part.c.look_back == 1
 
 
 class Unfinished(Exception):
@@ -81,7 +81,7 @@ def look_up(connection: Connection, stage_ids: Sequence[int]) -> LookedUp:
     """Find what the people of these stages were added under before; changes nothing."""
     found = LookedUp()
     for stage_id in stage_ids:
-        rows = connection.execute(select(part).where(part.c.stage_id == stage_id, _WANTED)).all()
+        rows = connection.execute(_OF_STAGE, {"stage": stage_id}).all()
         rows = [row for row in rows if row.state == PartState.OPEN]
         if not rows:
             found.stages[stage_id] = {}
@@ -97,6 +97,9 @@ def look_up(connection: Connection, stage_ids: Sequence[int]) -> LookedUp:
     return found
 
 
+_OF_STAGE = select(part).where(part.c.stage_id == bindparam("stage"), _WANTED)
+
+
 def keep(connection: Connection, found: LookedUp, *, now_us: int) -> None:
     """Add what was found as parts of their stages, unless another process has."""
     if found.filters:
@@ -107,13 +110,14 @@ def keep(connection: Connection, found: LookedUp, *, now_us: int) -> None:
         if rows:
             connection.execute(insert_into(connection, key_filter).on_conflict_do_nothing(), rows)
     for stage_id, held in sorted(found.stages.items()):
-        looked_at = connection.execute(
-            update(part).where(part.c.stage_id == stage_id, _WANTED).values(look_back=0).returning(part)
-        ).all()
+        looked_at = connection.execute(_LOOKED_UP, {"stage": stage_id}).all()
         # Whoever was closed in between has a final status: nothing is sent for them.
         still_open = [row for row in looked_at if row.state == PartState.OPEN]
         if still_open and held:
             _add_parts(connection, min(still_open, key=lambda row: row.upload_id), _people(still_open), held, now_us)
+
+
+_LOOKED_UP = update(part).where(part.c.stage_id == bindparam("stage"), _WANTED).values(look_back=0).returning(part)
 
 
 def earlier_identifiers(
@@ -136,20 +140,12 @@ def earlier_identifiers(
     for span in spans:
         for ordinal in range(span.first, span.last):
             wanted[keys[ordinal]].append(ordinal)
-    added = (
-        part.c.audience_id == audience_id,
-        part.c.operation == Operation.ADD.value,
-        part.c.intent_us <= before[0],
-        or_(part.c.intent_us < before[0], part.c.upload_id < before[1]),
-        part.c.state != PartState.REFUSED,
-        # A narrowing costs no attempt.
-        or_(part.c.state != PartState.CLOSED, part.c.attempts > 0, part.c.narrow_root.is_not(None)),
-    )
-    chunk_ids = connection.execute(select(part.c.chunk_id).where(*added).distinct()).scalars()
+    added = {"audience": audience_id, "before_us": before[0], "before_id": before[1]}
+    chunk_ids = connection.execute(_HOLDERS, added).scalars()
     found: dict[FormKey, People] = defaultdict(dict)
     for holder, theirs in _holders(connection, sorted(chunk_ids, reverse=True), wanted, made):
         ordinals = from_ordinals(theirs)
-        for row in connection.execute(select(part).where(part.c.chunk_id == holder, *added)).all():
+        for row in connection.execute(_HELD, {"chunk": holder, **added}).all():
             held = intersect(spans_from_text(row.spans), ordinals)
             if not held:
                 continue
@@ -162,6 +158,20 @@ def earlier_identifiers(
                     for mine in wanted[theirs[ordinal]]:
                         people.setdefault(mine, {})[value] = None
     return found
+
+
+_BEFORE_US = bindparam("before_us", type_=BigInteger)
+_ADDED = and_(
+    part.c.audience_id == bindparam("audience"),
+    part.c.operation == Operation.ADD.value,
+    part.c.intent_us <= _BEFORE_US,
+    or_(part.c.intent_us < _BEFORE_US, part.c.upload_id < bindparam("before_id")),
+    part.c.state != PartState.REFUSED,
+    # A narrowing costs no attempt.
+    or_(part.c.state != PartState.CLOSED, part.c.attempts > 0, part.c.narrow_root.is_not(None)),
+)
+_HOLDERS = select(part.c.chunk_id).where(_ADDED).distinct()
+_HELD = select(part).where(part.c.chunk_id == bindparam("chunk"), _ADDED)
 
 
 def _holders(
@@ -195,11 +205,8 @@ def _behind(
     """Yield the chunks that may hold one of the wanted keys, by filters which are made where there are none."""
     hashes = {_hash(key) for key in wanted}
     ascending = sorted(hashes)
-    few_keys = case((chunk.c.people <= SMALL, chunk.c.user_keys)).label("few_keys")
-    query = select(chunk.c.id, few_keys, key_filter.c.hashes).outerjoin(key_filter, key_filter.c.chunk_id == chunk.c.id)
     for at in range(0, len(chunk_ids), READ_AT_ONCE):
-        some = chunk.c.id.in_(chunk_ids[at : at + READ_AT_ONCE])
-        for row in connection.execute(query.where(some).order_by(chunk.c.id.desc())).all():
+        for row in connection.execute(_FILTERS, {"chunks": list(chunk_ids[at : at + READ_AT_ONCE])}).all():
             if row.few_keys is not None:
                 if not wanted.isdisjoint(msgspec.json.decode(row.few_keys)):
                     yield row.id
@@ -211,6 +218,18 @@ def _behind(
                 held = made[row.id] = filter_of(_keys(connection, row.id))
             if _may_hold(array("I", bytes(held)), hashes, ascending):
                 yield row.id
+
+
+_FILTERS = (
+    select(
+        chunk.c.id,
+        case((chunk.c.people <= SMALL, chunk.c.user_keys)).label("few_keys"),
+        key_filter.c.hashes,
+    )
+    .outerjoin(key_filter, key_filter.c.chunk_id == chunk.c.id)
+    .where(chunk.c.id.in_(bindparam("chunks", expanding=True)))
+    .order_by(chunk.c.id.desc())
+)
 
 
 def filter_of(keys: Sequence[str]) -> bytes:
@@ -233,9 +252,11 @@ def _hash(key: str) -> int:
 
 
 def _keys(connection: Connection, chunk_id: int) -> list[str]:
-    text = connection.execute(select(chunk.c.user_keys).where(chunk.c.id == chunk_id)).scalar_one()
-    keys: list[str] = msgspec.json.decode(text)
+    keys: list[str] = msgspec.json.decode(connection.execute(_KEYS, {"chunk": chunk_id}).scalar_one())
     return keys
+
+
+_KEYS = select(chunk.c.user_keys).where(chunk.c.id == bindparam("chunk"))
 
 
 def _people(rows: Sequence[Row[Any]]) -> tuple[Span, ...]:
@@ -288,7 +309,7 @@ def _add_parts(
                 "present": spans_to_text(from_ordinals(ordinals)),
                 "packed": forms.encode([pending[ordinal].pop(0) for ordinal in ordinals], Form(form)),
             }
-            earlier_id = connection.execute(insert(earlier).values(taken).returning(earlier.c.id)).scalar_one()
+            earlier_id = connection.execute(_NEW_EARLIER, taken).scalar_one()
             fresh = {
                 **like._mapping,
                 "form": form,
@@ -300,5 +321,9 @@ def _add_parts(
                 "earlier_id": earlier_id,
             }
             fresh.pop("id")
-            connection.execute(insert(part).values(fresh))
+            connection.execute(_NEW_PART, fresh)
             pending = {ordinal: some for ordinal, some in pending.items() if some}
+
+
+_NEW_EARLIER = insert(earlier).returning(earlier.c.id)
+_NEW_PART = insert(part)

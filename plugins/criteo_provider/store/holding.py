@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, update
 
 from criteo_provider.core.model import PartState
 from criteo_provider.store.schema import part, step
@@ -13,9 +13,9 @@ def at_work() -> ColumnElement[bool]:
     return and_(step.c.declared, step.c.held_us.is_(None))
 
 
-def pause(connection: Connection, which: ColumnElement[bool], now_us: int) -> None:
-    """Hold the people of steps that are declared no longer."""
-    connection.execute(update(step).where(which, step.c.declared).values(declared=False, paused_us=now_us))
+def pausing(*which: ColumnElement[bool]) -> Update:
+    """Make the statement that holds the people of steps that are declared no longer."""
+    return update(step).where(*which, step.c.declared).values(declared=False, paused_us=bindparam("now_us"))
 
 
 def resting_since(paused_us: int | None, held_us: int | None) -> int | None:

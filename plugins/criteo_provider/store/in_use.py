@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
 from criteo_provider.core.consent import FEED_PREFIX
 from criteo_provider.core.model import PartState, StageState
@@ -36,6 +36,11 @@ def close_unused(connection: Connection, *, now_us: int) -> None:
 
     What time makes ends with time, and the troubles of feeds end with their files (``wiring.consent``).
     """
+    for row in connection.execute(_UNUSED).all():
+        close_trouble(connection, row.scope, row.key, now_us=now_us, is_unused=True)
+
+
+def _unused() -> Select[tuple[str, str]]:
     declared = select(canvas.c.id).where(canvas.c.declared)
     of_canvas = and_(
         trouble.c.scope.in_(("source", "launch")),
@@ -47,6 +52,7 @@ def close_unused(connection: Connection, *, now_us: int) -> None:
     )
     needed = select(audience.c.id).where(or_(concerns(), nearly_full), in_use()).exists()
     of_audiences = and_(trouble.c.scope.in_((*HOLDING, "quota")), ~needed)
-    query = select(trouble.c.scope, trouble.c.key).where(or_(of_canvas, of_audiences))
-    for row in connection.execute(query).all():
-        close_trouble(connection, row.scope, row.key, now_us=now_us, is_unused=True)
+    return select(trouble.c.scope, trouble.c.key).where(or_(of_canvas, of_audiences))
+
+
+_UNUSED = _unused()

@@ -60,8 +60,11 @@ def drop_superseded(connection: Connection, rows: Sequence[Row[Any]], *, now_us:
     refold(connection, touched, cause="superseded", now_us=now_us)
     if not touched:
         return list(rows)
-    current = {row.id: row for row in connection.execute(select(part).where(part.c.id.in_(kept)))}
+    current = {row.id: row for row in connection.execute(_THESE, {"parts": kept})}
     return [current[part_id] for part_id in kept]
+
+
+_THESE = select(part).where(part.c.id.in_(bindparam("parts", expanding=True)))
 
 
 def _yields(row: Row[Any], rival: Row[Any]) -> bool:
@@ -127,19 +130,22 @@ def split(connection: Connection, row: Row[Any], people: Sequence[Span], values:
     """Take ``people`` out of the part ``row`` into a part of their own with ``values``."""
     fresh = {**row._mapping, "spans": spans_to_text(people), "identifiers": size(people), **values}
     fresh.pop("id")
-    connection.execute(insert(part).values(fresh))
+    connection.execute(_NEW_PART, fresh)
     left = subtract(spans_from_text(row.spans), people)
-    connection.execute(
-        update(part).where(part.c.id == row.id).values(spans=spans_to_text(left), identifiers=size(left))
-    )
+    connection.execute(CHANGE_PART, {"part": row.id, "spans": spans_to_text(left), "identifiers": size(left)})
 
 
 def _close(connection: Connection, row: Row[Any], people: Sequence[Span]) -> None:
     closed = {"state": PartState.CLOSED, "reason": Reason.SUPERSEDED, "request_id": None}
     if size(people) == row.identifiers:
-        connection.execute(update(part).where(part.c.id == row.id).values(closed))
+        connection.execute(CHANGE_PART, {"part": row.id, **closed})
     else:
         split(connection, row, people, closed)
+
+
+# Changes one part, in whatever it is given beside the id.
+CHANGE_PART = update(part).where(part.c.id == bindparam("part"))
+_NEW_PART = insert(part)
 
 
 def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Any]:

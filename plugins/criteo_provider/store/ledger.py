@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-import msgspec
 from sqlalchemy import Connection, Engine, Row, not_, select, update
 from sqlalchemy.exc import DBAPIError
 
@@ -15,7 +14,6 @@ from criteo_provider.core.model import (
     ClaimedPart,
     ClaimedRequest,
     CursorHold,
-    PartState,
     SealedPeople,
     StepPlan,
 )
@@ -24,6 +22,8 @@ from criteo_provider.core.ports import Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import (
     alarms,
+    audiences,
+    cursors,
     declare,
     earlier,
     gone,
@@ -43,7 +43,7 @@ from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
 from criteo_provider.store.requeue import Requeues
-from criteo_provider.store.schema import audience, look, part, source_cursor, trouble
+from criteo_provider.store.schema import audience, trouble
 
 T = TypeVar("T")
 _TRIES = 5
@@ -82,30 +82,13 @@ class Ledger:
 
     def hold_cursor(self, canvas_id: str, owner: str, *, now_us: int, lease_s: float) -> CursorHold | None:
         """Take the right to read a source, None while another process has it; an expired lease may be taken."""
-
-        def verb(connection: Connection) -> CursorHold | None:
-            row = connection.execute(
-                update(source_cursor)
-                .where(
-                    source_cursor.c.canvas_id == canvas_id,
-                    (source_cursor.c.owner == owner) | is_over(source_cursor.c.lease_until_us, now_us),
-                )
-                .values(owner=owner, lease_until_us=now_us + round(lease_s * 1e6))
-                .returning(source_cursor.c.position, source_cursor.c.version)
-            ).one_or_none()
-            return CursorHold(canvas_id, owner, msgspec.json.decode(row.position), row.version) if row else None
-
-        return self._write(verb)
+        return self._write(
+            lambda connection: cursors.hold(connection, canvas_id, owner, now_us=now_us, lease_s=lease_s)
+        )
 
     def release_cursor(self, hold: CursorHold) -> None:
         """Let another process read this source."""
-        self._write(
-            lambda connection: connection.execute(
-                update(source_cursor)
-                .where(source_cursor.c.canvas_id == hold.canvas_id, source_cursor.c.owner == hold.owner)
-                .values(owner="", lease_until_us=0)
-            )
-        )
+        self._write(lambda connection: cursors.release(connection, hold))
 
     def source_failed(self, canvas_id: str, sentence: str, *, now_us: int) -> None:
         """Remember that a source cannot be read; its cursor stays, and it is tried again less and less often."""
@@ -125,10 +108,10 @@ class Ledger:
         """Write a chunk, all that follows from it, and the cursor behind it; LostClaim when the cursor moved."""
 
         def verb(connection: Connection) -> CursorHold:
-            moved = seal.move_cursor(connection, hold, position, now_us=now_us)
-            seal.complete_units(connection, hold.canvas_id, units, now_us=now_us)
+            moved = cursors.move(connection, hold, position, now_us=now_us)
+            cursors.complete_units(connection, hold.canvas_id, units, now_us=now_us)
             for wanted in looks:
-                seal.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
+                cursors.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
             seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us, intent_us=hold.since_us)
             return moved
 
@@ -147,33 +130,27 @@ class Ledger:
         """Write the people a second look has found, and end that look; LostClaim when another process did."""
 
         def verb(connection: Connection) -> None:
-            seal.end_look(connection, look_id)
+            cursors.end_look(connection, look_id)
             if again is not None:
-                seal.keep_look(connection, canvas_id, again, now_us=now_us)
+                cursors.keep_look(connection, canvas_id, again, now_us=now_us)
             seal.seal(connection, canvas_id, people, steps, now_us=now_us)
 
         self._write(verb)
 
     def due_looks(self, canvas_id: str, *, now_us: int, limit: int = 20) -> list[tuple[int, Look]]:
         """Return stretches of a source that are to be read again now, oldest first."""
-        query = select(look).where(look.c.canvas_id == canvas_id, look.c.due_us <= now_us)
         with looking(self.engine) as connection:
-            rows = connection.execute(query.order_by(look.c.due_us).limit(limit)).all()
-        decode = msgspec.json.decode
-        return [(row.id, Look(decode(row.after), decode(row.upto), bytes(row.marks), 0.0, row.last)) for row in rows]
+            return cursors.due_looks(connection, canvas_id, now_us=now_us, limit=limit)
 
     def completed_units(self, canvas_id: str, units: Collection[str]) -> set[str]:
         """Return those of ``units`` that were read to their end before."""
         with looking(self.engine) as connection:
-            return seal.completed_units(connection, canvas_id, list(units))
+            return cursors.completed_units(connection, canvas_id, list(units))
 
     def position(self, canvas_id: str) -> Json:
         """Return where the cursor of a canvas stands."""
-        query = select(source_cursor.c.position).where(source_cursor.c.canvas_id == canvas_id)
         with looking(self.engine) as connection:
-            text = connection.execute(query).scalar()
-        position: Json = msgspec.json.decode(text) if text else None
-        return position
+            return cursors.position(connection, canvas_id)
 
     def enter_due_steps(self, *, now_us: int) -> int:
         """Let people reach the steps whose delays are over; return how many stages that were."""
@@ -234,24 +211,11 @@ class Ledger:
         self, connection_id: str, ad_accounts: Collection[str], *, now_us: int, lease_s: float
     ) -> list[tuple[int, str, str, bool]]:
         """Lease the audiences with people waiting that have no Criteo id yet: (id, ad account, name, may create)."""
-
-        def verb(connection: Connection) -> list[tuple[int, str, str, bool]]:
-            rows = connection.execute(
-                update(audience)
-                .where(
-                    audience.c.connection_id == connection_id,
-                    audience.c.ad_account.in_(ad_accounts),
-                    audience.c.criteo_id.is_(None),
-                    is_over(audience.c.resolver_until_us, now_us),
-                    audience.c.id.in_(select(part.c.audience_id).where(part.c.state == PartState.OPEN)),
-                    ~metrics.stopped(now_us),
-                )
-                .values(resolver_until_us=now_us + round(lease_s * 1e6))
-                .returning(audience.c.id, audience.c.ad_account, audience.c.name)
-            ).all()
-            return [(row.id, row.ad_account, row.name, declare.creators(connection, row.id)) for row in rows]
-
-        return self._write(verb)
+        return self._write(
+            lambda connection: audiences.unresolved(
+                connection, connection_id, ad_accounts, now_us=now_us, lease_s=lease_s
+            )
+        )
 
     def deleted_audiences(
         self, connection_id: str, ad_accounts: Collection[str], *, now_us: int
@@ -264,24 +228,13 @@ class Ledger:
 
     def give_back_audiences(self, audience_ids: Collection[int]) -> None:
         """Let others look for these audiences again at once."""
-        given_back = update(audience).where(audience.c.id.in_(audience_ids)).values(resolver_until_us=0)
-        self._write(lambda connection: connection.execute(given_back))
+        self._write(lambda connection: audiences.give_back(connection, audience_ids))
 
     def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None:
         """Remember under which id Criteo knows an audience."""
-
-        def verb(connection: Connection) -> None:
-            row = connection.execute(
-                update(audience)
-                .where(audience.c.id == audience_id)
-                .values(
-                    criteo_id=criteo_id, created_here=created, resolved_us=now_us, resolver_until_us=0, gone_us=None
-                )
-                .returning(audience.c.connection_id, audience.c.ad_account)
-            ).one()
-            troubles.heal(connection, audience_id, row.connection_id, row.ad_account, now_us=now_us)
-
-        self._write(verb)
+        self._write(
+            lambda connection: audiences.resolved(connection, audience_id, criteo_id, created=created, now_us=now_us)
+        )
 
     def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
         """Remember a trouble; True when it is new."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, func, select
 
 from criteo_provider.core.model import MAX_IDENTIFIERS, PartState, Role, StageState, Status, WhenDeleted
 from criteo_provider.core.standing import counts, fold
@@ -69,24 +69,6 @@ class OpenWork:
 
 def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
     """Return the numbers of every step; whoever is past the deadline with nothing in flight reads as Errored."""
-    total = step_total.c
-    query = (
-        select(
-            step.c.id,
-            step.c.canvas_id,
-            step.c.name,
-            step.c.declared,
-            step.c.held_us,
-            audience.c.name.label("audience"),
-            audience.c.ad_account,
-            step_version.c.operation,
-            *(func.coalesce(total[name], 0).label(name) for name in COUNTED),
-        )
-        .join(step_version, step_version.c.id == step.c.version_id)
-        .join(audience, audience.c.id == step_version.c.audience_id)
-        .outerjoin(step_total, total.step_id == step.c.id)
-        .order_by(step.c.canvas_id, step.c.position, step.c.id)
-    )
     waiting = _waiting(connection)
     late = _past_deadline(connection, now_us)
     reasons = _reasons(connection)
@@ -110,8 +92,27 @@ def step_numbers(connection: Connection, *, now_us: int) -> list[StepNumbers]:
             as_of_us=now_us,
             paused=row.held_us is not None,
         )
-        for row in connection.execute(query)
+        for row in connection.execute(_STEPS)
     ]
+
+
+_STEPS = (
+    select(
+        step.c.id,
+        step.c.canvas_id,
+        step.c.name,
+        step.c.declared,
+        step.c.held_us,
+        audience.c.name.label("audience"),
+        audience.c.ad_account,
+        step_version.c.operation,
+        *(func.coalesce(step_total.c[name], 0).label(name) for name in COUNTED),
+    )
+    .join(step_version, step_version.c.id == step.c.version_id)
+    .join(audience, audience.c.id == step_version.c.audience_id)
+    .outerjoin(step_total, step_total.c.step_id == step.c.id)
+    .order_by(step.c.canvas_id, step.c.position, step.c.id)
+)
 
 
 def open_work(connection: Connection, *, now_us: int) -> OpenWork:
@@ -184,42 +185,49 @@ def _doomed(connection: Connection) -> int:
     return int(connection.execute(query.where(*which)).scalar_one())
 
 
-def stopped(now_us: int) -> ColumnElement[bool]:
+def stopped(now_us: int | ColumnElement[int]) -> ColumnElement[bool]:
     """The condition that a known trouble holds an audience back, its next probe not being due yet."""
     return troubled(is_holding(now_us))
 
 
 def _past_deadline(connection: Connection, now_us: int) -> dict[int, int]:
     """Count, per step, the pending users whom the next sweep will record as Errored."""
-    query = (
-        select(part.c.stage_id)
-        .join(step, step.c.id == part.c.step_id)
-        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())
-        .distinct()
-    )
     late: dict[int, int] = defaultdict(int)
-    for ids in slices(sorted(connection.execute(query).scalars())):
+    for ids in slices(sorted(connection.execute(_LATE, {"now_us": now_us}).scalars())):
         for standing in load(connection, ids, lock=False, as_of_us=now_us):
             stands = fold(standing.row.people, standing.fates, standing.before)
             late[standing.row.step_id] += standing.row.pending - counts(stands)[Status.PENDING]
     return late
 
 
+_LATE = (
+    select(part.c.stage_id)
+    .join(step, step.c.id == part.c.step_id)
+    .where(part.c.state == PartState.OPEN, part.c.deadline_us <= bindparam("now_us", type_=BigInteger), at_work())
+    .distinct()
+)
+
+
 def _waiting(connection: Connection) -> dict[int, int]:
     """Count, per step, the people on their way whose delay is still running."""
-    # The sum keeps SQLite from walking through all stages in the order of their steps.
-    step_id = (stage.c.step_id + 0).label("step_id")
-    query = (
-        select(step_id, func.sum(stage.c.people).label("people"))
-        .join(step, step.c.id == stage.c.step_id)
-        .where(stage.c.state == StageState.WAITING, stage.c.id > func.coalesce(step.c.dropped_upto, 0))
-        .group_by(step_id)
-    )
-    return defaultdict(int, {row.step_id: int(row.people) for row in connection.execute(query)})
+    return defaultdict(int, {row.step_id: int(row.people) for row in connection.execute(_ON_THEIR_WAY)})
+
+
+# The sum keeps SQLite from walking through all stages in the order of their steps.
+_STEP_ID = (stage.c.step_id + 0).label("step_id")
+_ON_THEIR_WAY = (
+    select(_STEP_ID, func.sum(stage.c.people).label("people"))
+    .join(step, step.c.id == stage.c.step_id)
+    .where(stage.c.state == StageState.WAITING, stage.c.id > func.coalesce(step.c.dropped_upto, 0))
+    .group_by(_STEP_ID)
+)
 
 
 def _reasons(connection: Connection) -> dict[int, dict[str, int]]:
     reasons: dict[int, dict[str, int]] = defaultdict(dict)
-    for row in connection.execute(select(step_reason).where(step_reason.c.people != 0)):
+    for row in connection.execute(_REASONS):
         reasons[row.step_id][row.reason] = int(row.people)
     return reasons
+
+
+_REASONS = select(step_reason).where(step_reason.c.people != 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select, update
+from sqlalchemy import BigInteger, Connection, Row, bindparam, func, or_, select, update
 
 from criteo_provider.core.model import ClaimedRequest, PartState, Reason
 from criteo_provider.core.spans import halves
@@ -73,16 +73,19 @@ def judged(connection: Connection, rows: Sequence[Row[Any]], code: str, *, now_u
     root = rows[0].narrow_root if rows else None
     if root is None or rows[0].narrow_level == WHOLE:
         return
-    other = select(request.c.id).where(_judged_within(root), request.c.code != code).limit(1)
-    if code != "accepted" and connection.execute(other).first() is None:
+    if code != "accepted" and connection.execute(_OTHERWISE, {"root": root, "code": code, "but": 0}).first() is None:
         return
-    let_go = (
-        update(part)
-        .where(part.c.narrow_root == root, part.c.narrow_level == HELD, part.c.state == PartState.OPEN)
-        .values(_REFUSED)
-        .returning(part.c.stage_id)
-    )
-    refold(connection, set(connection.execute(let_go).scalars()), cause=f"narrowing:{root}", now_us=now_us)
+    let_go = connection.execute(_LET_GO, {"root": root}).scalars()
+    refold(connection, set(let_go), cause=f"narrowing:{root}", now_us=now_us)
+
+
+_OF_ROOT = part.c.narrow_root == bindparam("root")
+_LET_GO = (
+    update(part)
+    .where(_OF_ROOT, part.c.narrow_level == HELD, part.c.state == PartState.OPEN)
+    .values(_REFUSED)
+    .returning(part.c.stage_id)
+)
 
 
 def _halve(
@@ -110,30 +113,40 @@ def _halve(
     split(connection, row, people, {**opened, **again, "narrow_group": front})
 
 
-def _judged_within(root: int) -> Any:
-    """The condition on requests that Criteo has judged: the narrowed one, and its halves of the deciding levels."""
-    halved = (request.c.narrow_root == root) & request.c.narrow_level.in_(DECIDING)
-    return or_(request.c.id == root, halved) & (request.c.state == "settled")
+# Requests that Criteo has judged otherwise: the narrowed one, or its halves of the deciding levels; but one (0: none).
+_HALVED = (request.c.narrow_root == bindparam("root")) & request.c.narrow_level.in_(DECIDING)
+_OTHERWISE = (
+    select(request.c.id)
+    .where(
+        or_(request.c.id == bindparam("root"), _HALVED) & (request.c.state == "settled"),
+        request.c.id != bindparam("but"),
+        request.c.code != bindparam("code"),
+    )
+    .limit(1)
+)
 
 
 def _all_alike(
     connection: Connection, root: int, claimed: ClaimedRequest, rows: Sequence[Row[Any]], code: str
 ) -> bool | None:
     """Whether all halves of the deciding levels were refused with this code; None while some were not judged yet."""
-    other = select(request.c.id).where(_judged_within(root), request.c.id != claimed.request_id, request.c.code != code)
-    if connection.execute(other.limit(1)).first() is not None:
+    otherwise = {"root": root, "code": code, "but": claimed.request_id}
+    if connection.execute(_OTHERWISE, otherwise).first() is not None:
         return False
-    waiting = (
-        select(part.c.id)
-        .where(
-            part.c.narrow_root == root,
-            part.c.narrow_level.in_(DECIDING),
-            part.c.state.in_((PartState.OPEN, PartState.CLAIMED)),
-            part.c.id.not_in([row.id for row in rows]),
-        )
-        .limit(1)
+    waiting = connection.execute(_UNDECIDED, {"root": root, "parts": [row.id for row in rows]}).first()
+    return None if waiting is not None else True
+
+
+_UNDECIDED = (
+    select(part.c.id)
+    .where(
+        _OF_ROOT,
+        part.c.narrow_level.in_(DECIDING),
+        part.c.state.in_((PartState.OPEN, PartState.CLAIMED)),
+        part.c.id.not_in(bindparam("parts", expanding=True)),
     )
-    return None if connection.execute(waiting).first() is not None else True
+    .limit(1)
+)
 
 
 def _refuse_whole(
@@ -141,22 +154,26 @@ def _refuse_whole(
 ) -> None:
     together = {"narrow_level": WHOLE, "narrow_root": root, "narrow_group": 2 * root}
     retry_later(connection, rows, now_us, jitter, sentence, **together)
-    due_us = select(func.max(part.c.due_us)).where(part.c.id.in_([row.id for row in rows])).scalar_subquery()
-    connection.execute(
-        update(part)
-        .where(part.c.narrow_root == root, part.c.state == PartState.OPEN)
-        .values(**together, due_us=due_us, attempts=max(row.attempts for row in rows), reason=sentence)
-    )
+    values = {**together, "attempts": max(row.attempts for row in rows), "reason": sentence}
+    connection.execute(_TOGETHER, {"root": root, "parts": [row.id for row in rows], **values})
+
+
+_LATEST = select(func.max(part.c.due_us)).where(part.c.id.in_(bindparam("parts", expanding=True))).scalar_subquery()
+_TOGETHER = update(part).where(_OF_ROOT, part.c.state == PartState.OPEN).values(due_us=_LATEST)
 
 
 def _next_round(connection: Connection, root: int, now_us: int) -> int:
     """Return when two more calls of a narrowing may be made: now, or in the first half hour that has room for them."""
-    made = select(func.count()).where(request.c.narrow_root == root, request.c.claimed_us > now_us - ROUND_US)
-    groups = select(func.count(func.distinct(part.c.narrow_group))).where(
-        part.c.narrow_root == root, part.c.state == PartState.OPEN
-    )
-    due = int(connection.execute(groups.where(part.c.due_us <= now_us)).scalar_one())
-    if int(connection.execute(made).scalar_one()) + due + 2 <= MAX_CALLS:
+    wanted = {"root": root, "now_us": now_us}
+    made = int(connection.execute(_MADE, wanted).scalar_one())
+    if made + int(connection.execute(_DUE, wanted).scalar_one()) + 2 <= MAX_CALLS:
         return now_us
-    later = int(connection.execute(groups.where(part.c.due_us > now_us)).scalar_one())
+    later = int(connection.execute(_LATER, wanted).scalar_one())
     return now_us + ROUND_US * (1 + (later + 2) // MAX_CALLS)
+
+
+_NOW = bindparam("now_us", type_=BigInteger)
+_MADE = select(func.count()).where(request.c.narrow_root == bindparam("root"), request.c.claimed_us > _NOW - ROUND_US)
+_GROUPS = select(func.count(func.distinct(part.c.narrow_group))).where(_OF_ROOT, part.c.state == PartState.OPEN)
+_DUE = _GROUPS.where(part.c.due_us <= _NOW)
+_LATER = _GROUPS.where(part.c.due_us > _NOW)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from criteo_provider.core.consent import FeedDeclaration, Withdrawal
 from criteo_provider.core.model import CursorHold
 from criteo_provider.core.ports import Json, Look
-from criteo_provider.store import opt_outs, seal, withdraw
+from criteo_provider.store import cursors, opt_outs, withdraw
 from criteo_provider.store.engine import reading
 
 
@@ -37,10 +37,10 @@ class OptOuts:
         """Keep what a feed says, and the cursor behind it; LostClaim when the cursor moved."""
 
         def verb(connection: Connection) -> CursorHold:
-            moved = seal.move_cursor(connection, hold, position, now_us=now_us)
-            seal.complete_units(connection, hold.canvas_id, units, now_us=now_us)
+            moved = cursors.move(connection, hold, position, now_us=now_us)
+            cursors.complete_units(connection, hold.canvas_id, units, now_us=now_us)
             for wanted in looks:
-                seal.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
+                cursors.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
             opt_outs.record(connection, hold.canvas_id, told, now_us=now_us)
             return moved
 
@@ -53,9 +53,9 @@ class OptOuts:
         """Keep what a second look at a feed has found, and end that look; LostClaim when another process did."""
 
         def verb(connection: Connection) -> None:
-            seal.end_look(connection, look_id)
+            cursors.end_look(connection, look_id)
             if again is not None:
-                seal.keep_look(connection, feed_id, again, now_us=now_us)
+                cursors.keep_look(connection, feed_id, again, now_us=now_us)
             opt_outs.record(connection, feed_id, told, now_us=now_us)
 
         self._write(verb)

@@ -155,7 +155,10 @@ def _alone(connection: Connection) -> None:
 
 
 def _indexed_upto(connection: Connection) -> int:
-    return int(connection.execute(select(func.max(people_segment.c.last_chunk))).scalar() or 0)
+    return int(connection.execute(_LAST).scalar() or 0)
+
+
+_LAST = select(func.max(people_segment.c.last_chunk))
 
 
 def _settled_us(connection: Connection) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, update
+from sqlalchemy import Connection, Row, bindparam, update
 
 from criteo_provider.core.model import PartState
 from criteo_provider.core.outcome import retry_wait_s
@@ -17,18 +17,9 @@ def reopen(
     connection: Connection, rows: Sequence[Row[Any]], due_us: int, *, attempts_back: int = 0, **values: Any
 ) -> None:
     """Give claimed parts back, due at ``due_us``."""
+    opened = {"state": PartState.OPEN, "request_id": None, "due_us": due_us, **values}
     for ids in slices([row.id for row in rows]):
-        connection.execute(
-            update(part)
-            .where(part.c.id.in_(ids), part.c.state == PartState.CLAIMED)
-            .values(
-                state=PartState.OPEN,
-                request_id=None,
-                due_us=due_us,
-                attempts=part.c.attempts - attempts_back,
-                **values,
-            )
-        )
+        connection.execute(_GIVEN_BACK, {"parts": list(ids), "attempts_back": attempts_back, **opened})
 
 
 def retry_later(
@@ -54,4 +45,8 @@ def retry_later(
 def close(connection: Connection, rows: Sequence[Row[Any]], values: dict[str, Any]) -> None:
     """End claimed parts."""
     for ids in slices([row.id for row in rows]):
-        connection.execute(update(part).where(part.c.id.in_(ids), part.c.state == PartState.CLAIMED).values(values))
+        connection.execute(_CLAIMED, {"parts": list(ids), **values})
+
+
+_CLAIMED = update(part).where(part.c.id.in_(bindparam("parts", expanding=True)), part.c.state == PartState.CLAIMED)
+_GIVEN_BACK = _CLAIMED.values(attempts=part.c.attempts - bindparam("attempts_back"))

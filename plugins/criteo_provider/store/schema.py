@@ -5,6 +5,8 @@ Sealed things (chunk, identifiers, upload) never change; what moves is small (st
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -18,8 +20,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
+from sqlalchemy.types import TypeEngine
 
 metadata = MetaData(
     naming_convention={
@@ -32,6 +36,39 @@ metadata = MetaData(
 
 # SQLite numbers rows by itself only in a column of type INTEGER.
 BigId = BigInteger().with_variant(Integer, "sqlite")
+
+
+# Some indexes cover one state only. Where a condition has the state as a parameter, SQLite plans the statement anew
+# each time it is asked, and a statement that PostgreSQL has prepared misses the index.
+class _Written(TypeEngine.Comparator[Any]):
+    """Conditions on a state have it written in the statement."""
+
+    def operate(self, op: Any, *other: Any, **more: Any) -> Any:
+        return super().operate(op, *map(_written, other), **more)
+
+
+def _written(state: Any) -> Any:
+    match state:
+        case int():
+            return literal_column(str(int(state)))
+        case str():
+            return literal_column(f"'{state}'")
+        case tuple():
+            return [_written(one) for one in state]
+    return state
+
+
+class StateNumber(SmallInteger):
+    """One of a few states, kept as a number."""
+
+    comparator_factory = _Written
+
+
+class StateName(Text):
+    """One of a few states, kept as a word."""
+
+    comparator_factory = _Written
+
 
 origin = Table(
     "origin",
@@ -189,7 +226,7 @@ stage = Table(
     Column("chunk_id", BigInteger, ForeignKey("chunk.id"), nullable=False),
     Column("step_id", BigInteger, ForeignKey("step.id"), nullable=False),
     Column("version_id", BigInteger, ForeignKey("step_version.id"), nullable=False),
-    Column("state", SmallInteger, nullable=False),
+    Column("state", StateNumber, nullable=False),
     Column("enters_us", BigInteger, nullable=False),
     Column("people", Integer, nullable=False),
     Column("status", SmallInteger, nullable=False),  # of everybody who is no exception
@@ -239,7 +276,7 @@ part = Table(
     Column("spans", Text, nullable=False),  # JSON list of [first, last) ordinals: whose identifiers
     Column("identifiers", Integer, nullable=False),
     Column("intent_us", BigInteger, nullable=False),
-    Column("state", SmallInteger, nullable=False),
+    Column("state", StateNumber, nullable=False),
     Column("reason", Text),
     Column("attempts", Integer, nullable=False),
     Column("due_us", BigInteger, nullable=False),
@@ -248,7 +285,7 @@ part = Table(
     Column("narrow_level", SmallInteger, nullable=False),  # 0 may be merged, 1 goes alone, more: halves
     Column("narrow_root", BigInteger),  # the request whose refusal is being narrowed
     Column("narrow_group", BigInteger),  # parts that go into one request together while narrowing
-    Column("look_back", SmallInteger, nullable=False, server_default=text("0")),  # 1: a removal not looked up yet
+    Column("look_back", StateNumber, nullable=False, server_default=text("0")),  # 1: a removal not looked up yet
     Column("earlier_id", BigInteger),  # its identifiers are those of this row of ``earlier``, not of the chunk
     Column("again", Boolean, nullable=False, server_default=text("false")),  # repeats what others have settled
     Index("ix_part_stage", "stage_id"),
@@ -298,7 +335,7 @@ request = Table(
     Column("lease_until_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
     # in_flight, released (unsent), settled (judged by Criteo), failed, unknown (answer lost), expired (owner lost)
-    Column("state", Text, nullable=False),
+    Column("state", StateName, nullable=False),
     Column("code", Text),
     Column("valid", Integer),
     Column("invalid", Integer),

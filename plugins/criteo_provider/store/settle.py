@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from sqlalchemy import BigInteger, Connection, Row, ScalarSelect, bindparam, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, bindparam, func, literal, select, update
 
 from criteo_provider.core import identifiers as forms
 from criteo_provider.core.model import ClaimedRequest, Metric, PartState, Reason
@@ -23,7 +23,7 @@ from criteo_provider.store import gone
 from criteo_provider.store.alarms import gave_up
 from criteo_provider.store.clock import FURTHEST_US
 from criteo_provider.store.holding import at_work
-from criteo_provider.store.intents import people_of, split
+from criteo_provider.store.intents import CHANGE_PART, people_of, split
 from criteo_provider.store.late_arrivals import may_have_arrived, send_last_intents_again
 from criteo_provider.store.narrow import judged, narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
@@ -90,34 +90,18 @@ def settle(connection: Connection, claimed: ClaimedRequest, outcome: Outcome, *,
 def release(connection: Connection, claimed: ClaimedRequest, *, now_us: int) -> None:
     """Give a claim back unsent: it costs no attempt, and starts no clock."""
     rows = connection.execute(_HELD, {"request": claimed.request_id}).all()
-    started = select(request.c.claimed_us).where(request.c.id == claimed.request_id).scalar_subquery()
-    connection.execute(
-        update(part)
-        .where(part.c.id.in_([row.id for row in rows]), part.c.deadline_us == started + _patience())
-        .values(deadline_us=None)
-    )
+    connection.execute(_STOP_CLOCKS, {"parts": [row.id for row in rows], "request": claimed.request_id})
     reopen(connection, rows, now_us, attempts_back=1)
     stage_ids = {row.stage_id for row in rows}
     if close_unwanted(connection, stage_ids):
         refold(connection, stage_ids, cause=f"request:{claimed.request_id}", now_us=now_us)
-    connection.execute(
-        update(request)
-        .where(request.c.id == claimed.request_id, request.c.state == "in_flight")
-        .values(state="released", ended_us=now_us)
-    )
+    connection.execute(_END, {"request": claimed.request_id, "state": "released", "ended_us": now_us})
     _probe_again(connection, claimed, now_us)
 
 
 def revive(connection: Connection, *, now_us: int) -> int:
     """Pick up again whoever was given up before the deadline; return how many parts that were."""
-    stage_ids = list(
-        connection.execute(
-            update(part)
-            .where(part.c.state == PartState.ERRORED, part.c.deadline_us > now_us)
-            .values(state=PartState.OPEN, request_id=None, due_us=now_us)
-            .returning(part.c.stage_id)
-        ).scalars()
-    )
+    stage_ids = connection.execute(_REVIVE, {"now_us": now_us}).scalars().all()
     close_unwanted(connection, set(stage_ids))
     refold(connection, set(stage_ids), cause="errored too early", now_us=now_us)
     return len(stage_ids)
@@ -125,33 +109,15 @@ def revive(connection: Connection, *, now_us: int) -> int:
 
 def set_right(connection: Connection, *, now_us: int) -> None:
     """Let go on what waits for a moment further ahead than any wait: the clock has stepped back since."""
-    connection.execute(
-        update(part)
-        .where(part.c.state == PartState.OPEN, part.c.due_us > now_us + FURTHEST_US, part.c.narrow_root.is_(None))
-        .values(due_us=now_us)
-    )
+    connection.execute(_LET_GO, {"now_us": now_us})
 
 
 def expire(connection: Connection, *, now_us: int) -> int:
     """Record as Errored whatever is past its deadline with nothing in flight; return how many parts that were."""
-    overdue = connection.execute(
-        select(part.c.id, part.c.stage_id)
-        .join(step, step.c.id == part.c.step_id)
-        .where(part.c.state == PartState.OPEN, part.c.deadline_us <= now_us, at_work())
-        .order_by(part.c.id)
-        .limit(5_000)
-    ).all()
+    overdue = connection.execute(_OVERDUE, {"now_us": now_us}).scalars().all()
     errored: set[int] = set()
-    for ids in slices([row.id for row in overdue]):
-        errored.update(
-            connection.execute(
-                update(part)
-                # Somebody may have had them tried again since they were looked at.
-                .where(part.c.id.in_(ids), part.c.state == PartState.OPEN, part.c.deadline_us <= now_us)
-                .values(state=PartState.ERRORED, reason=func.coalesce(part.c.reason, "Criteo was never reached."))
-                .returning(part.c.stage_id)
-            ).scalars()
-        )
+    for ids in slices(overdue):
+        errored.update(connection.execute(_GIVE_UP, {"parts": list(ids), "now_us": now_us}).scalars())
     if refold(connection, errored, cause="deadline", now_us=now_us).total(Metric.ERRORED):
         gave_up(connection, errored, now_us=now_us)
     return len(overdue)
@@ -160,7 +126,7 @@ def expire(connection: Connection, *, now_us: int) -> int:
 def start_clocks(connection: Connection, *, now_us: int) -> None:
     """Start the patience clock of people who are due and held back by a known trouble, from when both were so."""
     later = func.max if connection.dialect.name == "sqlite" else func.greatest
-    for row in connection.execute(select(trouble)).all():
+    for row in connection.execute(_TROUBLES).all():
         # A trouble of the future was noted before the clock stepped back: it is one by now, and no longer than that.
         since = later(part.c.due_us, literal(min(row.since_us, now_us), BigInteger))
         connection.execute(
@@ -172,18 +138,51 @@ def start_clocks(connection: Connection, *, now_us: int) -> None:
                 part.c.audience_id.in_(audiences_of(row.scope, row.key)),
                 part.c.step_id.in_(select(step.c.id).where(at_work())),
             )
-            .values(deadline_us=since + _patience(), reason=row.sentence)
+            .values(deadline_us=since + _PATIENCE, reason=row.sentence)
         )
 
 
-def _patience() -> ScalarSelect[int]:
-    """How long the canvas of a part is patient, in microseconds; for statements over part."""
-    return (
-        select(canvas.c.retry_for_us)
-        .join(step, step.c.canvas_id == canvas.c.id)
-        .where(step.c.id == part.c.step_id)
-        .scalar_subquery()
-    )
+_NOW = bindparam("now_us", type_=BigInteger)
+# How long the canvas of a part is patient, in microseconds.
+_PATIENCE = (
+    select(canvas.c.retry_for_us)
+    .join(step, step.c.canvas_id == canvas.c.id)
+    .where(step.c.id == part.c.step_id)
+    .scalar_subquery()
+)
+_STARTED = select(request.c.claimed_us).where(request.c.id == bindparam("request")).scalar_subquery()
+_STOP_CLOCKS = (
+    update(part)
+    .where(part.c.id.in_(bindparam("parts", expanding=True)), part.c.deadline_us == _STARTED + _PATIENCE)
+    .values(deadline_us=None)
+)
+_REVIVE = (
+    update(part)
+    .where(part.c.state == PartState.ERRORED, part.c.deadline_us > _NOW)
+    .values(state=PartState.OPEN, request_id=None, due_us=_NOW)
+    .returning(part.c.stage_id)
+)
+_LET_GO = (
+    update(part)
+    .where(part.c.state == PartState.OPEN, part.c.due_us > _NOW + FURTHEST_US, part.c.narrow_root.is_(None))
+    .values(due_us=_NOW)
+)
+_OVERDUE = (
+    select(part.c.id)
+    .join(step, step.c.id == part.c.step_id)
+    .where(part.c.state == PartState.OPEN, part.c.deadline_us <= _NOW, at_work())
+    .order_by(part.c.id)
+    .limit(5_000)
+)
+_GIVE_UP = (
+    update(part)
+    # Somebody may have had them tried again since they were looked at.
+    .where(part.c.id.in_(bindparam("parts", expanding=True)), part.c.state == PartState.OPEN)
+    .where(part.c.deadline_us <= _NOW)
+    .values(state=PartState.ERRORED, reason=func.coalesce(part.c.reason, "Criteo was never reached."))
+    .returning(part.c.stage_id)
+)
+_TROUBLES = select(trouble)
 
 
 def _accept(
@@ -200,8 +199,7 @@ def _accept(
         return
     if outcome.invalid and _carve_out(connection, rows, outcome.sample, refused) < outcome.invalid:
         # Criteo counts more invalid identifiers than it names: the rest is found by sending halves again.
-        query = select(part).where(part.c.request_id == claimed.request_id, part.c.state == PartState.CLAIMED)
-        left = connection.execute(query).all()
+        left = connection.execute(_HELD, {"request": claimed.request_id}).all()
         narrow(connection, claimed, left, outcome.code, _UNNAMED, now_us, jitter)
         return
     close(
@@ -222,7 +220,7 @@ def _carve_out(connection: Connection, rows: Sequence[Row[Any]], sample: Sequenc
             found.update(held.values())
             people = from_ordinals(held)
             if size(people) == row.identifiers:
-                connection.execute(update(part).where(part.c.id == row.id).values(values))
+                connection.execute(CHANGE_PART, {"part": row.id, **values})
             else:
                 split(connection, row, people, values)
     return len(found)
@@ -233,22 +231,24 @@ def _end_request(connection: Connection, claimed: ClaimedRequest, outcome: Outco
     if isinstance(outcome, Unavailable) and outcome.maybe_applied:
         # A lost answer may still take effect at Criteo: the request counts as in flight until its lease is over.
         state = "unknown"
-    connection.execute(
-        update(request)
-        .where(request.c.id == claimed.request_id, request.c.state == "in_flight")
-        .values(
-            state=state,
-            ended_us=now_us,
-            code=outcome.code,
-            valid=outcome.valid if isinstance(outcome, Accepted) else None,
-            invalid=outcome.invalid if isinstance(outcome, Accepted) else None,
-        )
-    )
+    values = {
+        "state": state,
+        "ended_us": now_us,
+        "code": outcome.code,
+        "valid": outcome.valid if isinstance(outcome, Accepted) else None,
+        "invalid": outcome.invalid if isinstance(outcome, Accepted) else None,
+    }
+    connection.execute(_END, {"request": claimed.request_id, **values})
+
+
+_END = update(request).where(request.c.id == bindparam("request"), request.c.state == "in_flight")
 
 
 def _connection_id(connection: Connection, audience_id: int) -> str:
-    query = select(audience.c.connection_id).where(audience.c.id == audience_id)
-    return str(connection.execute(query).scalar_one())
+    return str(connection.execute(_CONNECTION, {"audience": audience_id}).scalar_one())
+
+
+_CONNECTION = select(audience.c.connection_id).where(audience.c.id == bindparam("audience"))
 
 
 def _stop(
@@ -273,13 +273,14 @@ def _probe_again(connection: Connection, claimed: ClaimedRequest, now_us: int) -
 
 def _heal(connection: Connection, claimed: ClaimedRequest, now_us: int) -> None:
     """An answer to the content proves that connection, ad account and audience work."""
-    if connection.execute(select(trouble.c.scope).limit(1)).first() is not None:
+    if connection.execute(_TROUBLES).first() is not None:
         connection_id = _connection_id(connection, claimed.audience_id)
         heal(connection, claimed.audience_id, connection_id, claimed.ad_account, now_us=now_us)
 
 
 def _lock_stages(connection: Connection, stage_ids: set[int]) -> None:
-    for ids in slices(sorted(stage_ids)):
+    """Lock stages in the order of their ids; SQLite has one writer anyway."""
+    for ids in slices(sorted(stage_ids)) if connection.dialect.name == "postgresql" else ():
         connection.execute(_LOCK, {"stages": list(ids)})
 
 

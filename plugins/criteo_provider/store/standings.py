@@ -67,7 +67,7 @@ def refold(
         if dropped:
             connection.execute(_DROP_EXCEPTIONS, {"stages": dropped})
         if added:
-            connection.execute(insert(stage_exception), added)
+            connection.execute(_ADD_EXCEPTIONS, added)
     deltas.write(connection, cause, now_us)
     return deltas
 
@@ -179,16 +179,5 @@ _FATES = select(part.c.stage_id, part.c.spans, part.c.state, part.c.reason, part
 )
 _EXCEPTIONS = select(stage_exception).where(stage_exception.c.stage_id.in_(_THESE))
 _DROP_EXCEPTIONS = delete(stage_exception).where(stage_exception.c.stage_id.in_(_THESE))
-_UPDATE_STAGE = (
-    update(stage)
-    .where(stage.c.id == bindparam("key"))
-    .values(
-        status=bindparam("status"),
-        reason=bindparam("reason"),
-        pending=bindparam("pending"),
-        synced=bindparam("synced"),
-        not_synced=bindparam("not_synced"),
-        errored=bindparam("errored"),
-        state=bindparam("state"),
-    )
-)
+_ADD_EXCEPTIONS = insert(stage_exception)
+_UPDATE_STAGE = update(stage).where(stage.c.id == bindparam("key"))

@@ -49,7 +49,7 @@ class Deltas:
             if value
         ]
         if rows:
-            connection.execute(insert(metric), rows)
+            connection.execute(_NEW_ROW, rows)
         moved: dict[int, dict[str, int]] = {}
         for (_canvas_id, step_id, name), value in self._values.items():
             moved.setdefault(step_id, dict.fromkeys(COUNTED, 0))[COLUMN_OF[name]] += value
@@ -67,6 +67,7 @@ class Deltas:
             connection.execute(_MOVE_REASON, reasons)
 
 
+_NEW_ROW = insert(metric)
 _MOVE_TOTAL = text(
     f"INSERT INTO step_total (step_id, {', '.join(COUNTED)}) "  # noqa: S608 - names of our own columns
     f"VALUES (:step_id, {', '.join(':' + name for name in COUNTED)}) ON CONFLICT (step_id) DO UPDATE SET "

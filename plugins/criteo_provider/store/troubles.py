@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    bindparam,
     cast,
     delete,
     false,
@@ -96,11 +97,19 @@ def put_off_probe(connection: Connection, scope: str, key: str, *, now_us: int) 
 def give_probe_back(connection: Connection, keys: Mapping[str, str], *, now_us: int) -> None:
     """Let the next probe of these troubles go now: the last one has told nothing."""
     for scope, key in keys.items():
-        connection.execute(
-            update(trouble)
-            .where(trouble.c.scope == scope, trouble.c.key == key, trouble.c.code != DISCONNECTED, trouble.c.probes > 0)
-            .values(probes=trouble.c.probes - 1, next_probe_us=now_us)
-        )
+        connection.execute(_PROBE_BACK, {"of": scope, "about": key, "next_probe_us": now_us})
+
+
+_PROBE_BACK = (
+    update(trouble)
+    .where(
+        trouble.c.scope == bindparam("of"),
+        trouble.c.key == bindparam("about"),
+        trouble.c.code != DISCONNECTED,
+        trouble.c.probes > 0,
+    )
+    .values(probes=trouble.c.probes - 1)
+)
 
 
 def _first_probe_us(connection: Connection) -> int:
@@ -129,7 +138,7 @@ def open_trouble(connection: Connection, scope: str, key: str, *, code: str, sen
     return added is not None
 
 
-def is_holding(now_us: int) -> ColumnElement[bool]:
+def is_holding(now_us: int | ColumnElement[int]) -> ColumnElement[bool]:
     """The condition that a trouble wants no probe now."""
     return or_(trouble.c.code == DISCONNECTED, not_(is_over(trouble.c.next_probe_us, now_us)))
 
@@ -155,11 +164,21 @@ def close_trouble(
     connection: Connection, scope: str, key: str, *, now_us: int, but: Collection[str] = (), is_unused: bool = False
 ) -> None:
     """Forget a trouble that is over, and note that it is; one whose code is among ``but`` stays."""
-    found = trouble.c.scope == scope, trouble.c.key == key, trouble.c.code.not_in(but)
-    sentence = connection.execute(delete(trouble).where(*found).returning(trouble.c.sentence)).scalar()
+    sentence = connection.execute(_CLOSE, {"scope": scope, "key": key, "but": list(but)}).scalar()
     if sentence is not None and _was_noted(connection, scope, key):
         sentence = _UNUSED + sentence if is_unused and scope != "launch" else sentence
         note(connection, scope, key, sentence, began=False, now_us=now_us)
+
+
+_CLOSE = (
+    delete(trouble)
+    .where(
+        trouble.c.scope == bindparam("scope"),
+        trouble.c.key == bindparam("key"),
+        trouble.c.code.not_in(bindparam("but", expanding=True)),
+    )
+    .returning(trouble.c.sentence)
+)
 
 
 def _is_covered(connection: Connection, scope: str, key: str) -> bool:
@@ -179,13 +198,24 @@ def note_uncovered(connection: Connection, *, now_us: int) -> None:
 
 
 def _was_noted(connection: Connection, scope: str, key: str) -> bool:
-    found = select(news.c.began).where(news.c.scope == scope, news.c.key == key)
-    return bool(connection.execute(found.order_by(news.c.id.desc()).limit(1)).scalar())
+    return bool(connection.execute(_LAST_TOLD, {"scope": scope, "key": key}).scalar())
+
+
+_LAST_TOLD = (
+    select(news.c.began)
+    .where(news.c.scope == bindparam("scope"), news.c.key == bindparam("key"))
+    .order_by(news.c.id.desc())
+    .limit(1)
+)
 
 
 def note(connection: Connection, scope: str, key: str, sentence: str, *, began: bool, now_us: int) -> None:
     """Keep a change of state until somebody is told of it, once."""
-    connection.execute(insert(news).values(at_us=now_us, scope=scope, key=key, began=began, sentence=sentence))
+    told = {"at_us": now_us, "scope": scope, "key": key, "began": began, "sentence": sentence}
+    connection.execute(_NEWS, told)
+
+
+_NEWS = insert(news)
 
 
 def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
@@ -218,8 +248,12 @@ def heal(connection: Connection, audience_id: int, connection_id: str, ad_accoun
     """Forget the troubles of an audience, its ad account and its connection: all three have just worked."""
     for scope, key in keys_of(audience_id, connection_id, ad_account).items():
         close_trouble(connection, scope, key, now_us=now_us, but=BY_CHOICE)
-    back = update(audience).where(audience.c.id == audience_id, audience.c.gone_us.is_not(None))
-    connection.execute(back.values(gone_us=None))
+    connection.execute(_THERE, {"audience": audience_id})
+
+
+_THERE = (
+    update(audience).where(audience.c.id == bindparam("audience"), audience.c.gone_us.is_not(None)).values(gone_us=None)
+)
 
 
 def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:

@@ -34,12 +34,13 @@ def close_unwanted(connection: Connection, stage_ids: Collection[int]) -> int:
     for reason, part_ids in doomed.items():
         for ids in slices(sorted(part_ids)):
             # Whoever was claimed since they were looked at is in flight: their settlement asks here again.
-            still_here = update(part).where(part.c.id.in_(ids), _IS_TO_BE_SENT)
-            closed += connection.execute(still_here.values(state=PartState.CLOSED, reason=reason)).rowcount
+            values = {"state": PartState.CLOSED, "reason": reason}
+            closed += connection.execute(_STILL_HERE, {"parts": list(ids), **values}).rowcount
     return closed
 
 
 _IS_TO_BE_SENT = part.c.state.in_((PartState.WAITING, PartState.OPEN))
+_STILL_HERE = update(part).where(part.c.id.in_(bindparam("parts", expanding=True)), _IS_TO_BE_SENT)
 _STILL_TO_BE_SENT = (
     select(part.c.id, part.c.stage_id, part.c.form, part.c.earlier_id, step.c.dropped_upto, step_version.c.fields)
     .join(step, step.c.id == part.c.step_id)
@@ -51,7 +52,10 @@ _STILL_TO_BE_SENT = (
 def open_stages(connection: Connection, step_id: int) -> list[int]:
     """Return the stages of a step that hold waiting or open parts, also those that come back just now."""
     # Who gives a part back has it locked, and may have asked what is wanted before the edit: they end first.
-    in_flight = select(part.c.id).where(part.c.step_id == step_id, part.c.state == PartState.CLAIMED)
-    connection.execute(in_flight.order_by(part.c.id).with_for_update())
-    query = select(part.c.stage_id).where(part.c.step_id == step_id, _IS_TO_BE_SENT)
-    return sorted(set(connection.execute(query).scalars()))
+    connection.execute(_IN_FLIGHT, {"step": step_id})
+    return sorted(set(connection.execute(_STAGES_TO_BE_SENT, {"step": step_id}).scalars()))
+
+
+_OF_STEP = part.c.step_id == bindparam("step")
+_IN_FLIGHT = select(part.c.id).where(_OF_STEP, part.c.state == PartState.CLAIMED).order_by(part.c.id).with_for_update()
+_STAGES_TO_BE_SENT = select(part.c.stage_id).where(_OF_STEP, _IS_TO_BE_SENT)

@@ -19,7 +19,7 @@ from criteo_provider.core.batching import FormKey, pack
 from criteo_provider.core.consent import FEED_PREFIX, form_of
 from criteo_provider.core.model import MAX_IDENTIFIERS, Operation, PartState, Reason, Span, StepPlan
 from criteo_provider.core.spans import from_ordinals, intersect, rank, size
-from criteo_provider.store.intents import split
+from criteo_provider.store.intents import CHANGE_PART, split
 from criteo_provider.store.opt_outs import AGAIN, Withdrawn, any_opt_outs, withdrawn_in
 from criteo_provider.store.people_index import indexed_marked
 from criteo_provider.store.schema import chunk, identifiers, part, stage, step, step_version
@@ -73,7 +73,7 @@ def close_people(connection: Connection, people: Mapping[int, Sequence[Span]], *
                 continue
             touched.add(row.stage_id)
             if size(theirs) == row.identifiers:
-                connection.execute(update(part).where(part.c.id == row.id).values(closed))
+                connection.execute(CHANGE_PART, {"part": row.id, **closed})
             else:
                 split(connection, row, theirs, closed)
     refold(connection, touched, cause="consent withdrawn", now_us=now_us)
