@@ -95,7 +95,7 @@ def test_a_chat_that_is_away_is_asked_again(house: House, webhook: Webhook) -> N
 
 def test_an_alert_that_reaches_nobody_is_said_in_the_run(house: House, webhook: Webhook) -> None:
     """A notifier that fails does not keep the others from being called, and the run says which one failed."""
-    webhook.refusals = tell.TRIES
+    webhook.refusals = notifiers.TRIES
     alerts(house, {"notifier": "no.such.Notifier"}, NOTIFY, NOTIFY)
     fail_source(house)
     with pytest.raises(AirflowFailException) as failure:

@@ -201,13 +201,13 @@ class FakeAirflow:
     """Answers how often the upload task has ended in a state."""
 
     def __init__(self) -> None:
-        self.ended = {"failed": 0, "success": 0}
+        self.ended = {"failed": 0, "skipped": 0, "success": 0}
         self.asked: list[Any] = []
 
     async def asend(self, question: GetTICount) -> TICount:
         self.asked.append(question)
         assert question.states is not None
-        return TICount(count=self.ended[question.states[0]])
+        return TICount(count=sum(self.ended[state] for state in question.states))
 
 
 @pytest.fixture
@@ -245,13 +245,14 @@ def test_one_failure_counts_once() -> None:
     assert failures.pause_s("dag", failed=0, succeeded=0) == 0, "old runs were removed from Airflow"
 
 
-def test_holds_back_until_a_canvas_is_edited(uploads: FakeAirflow, house: FakeHouse, include: Path) -> None:
-    """After a failed upload nobody looks, until a canvas is edited."""
+@pytest.mark.parametrize("state", ["failed", "skipped"])
+def test_holds_back_until_a_canvas_is_edited(uploads: FakeAirflow, house: FakeHouse, include: Path, state: str) -> None:
+    """After an upload that failed, or was skipped for that lasts, nobody looks until a canvas is edited."""
     house.looks = [Waiting(fresh=True)]
 
     async def edit_meanwhile() -> int:
         await events(held_back())
-        uploads.ended["failed"] += 1
+        uploads.ended[state] += 1
         waiting = asyncio.create_task(events(held_back()))
         await asyncio.sleep(10 * POLL_S)
         looked = house.looked

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
-from sqlalchemy.exc import OperationalError
 
+from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
 from criteo_provider.criteo_api import auth
 from criteo_provider.criteo_api.client import CriteoClient
@@ -148,7 +148,7 @@ def drain_until_killed(task: dict[str, str]) -> NoReturn:
             try:
                 house.drain("fresh", stop=threading.Event(), max_s=2.0)
                 house.drain("retry", stop=threading.Event(), max_s=2.0)
-            except OperationalError:
+            except LedgerUnwritable:
                 # A task whose database dies fails, and Airflow starts it again.
                 if not task.get("database_dies"):
                     raise

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 
 from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.sandbox.running import Sandbox
@@ -19,6 +16,7 @@ from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
 from criteo_provider.store.engine import sqlite_path
 from criteo_provider.store.pacer import pacer_url
 from criteo_provider.wiring import CriteoConnection, House, Surroundings
+from tests.disk import room_for
 from tests.flow.shop import Person, Sealer, Shop, sync, write_canvas
 
 
@@ -36,23 +34,6 @@ class Later:
 
     def now_us(self) -> int:
         return time.time_ns() // 1_000 + 600_000_000
-
-
-@contextmanager
-def room_for(pages: int, url: str) -> Iterator[None]:
-    """Let the file behind ``url`` grow by so many pages only."""
-
-    def limit(connection: sqlite3.Connection, _record: Any) -> None:
-        ((_, _, path),) = connection.execute("PRAGMA database_list").fetchall()
-        if Path(path) == sqlite_path(url):
-            (used,) = connection.execute("PRAGMA page_count").fetchone()
-            connection.execute(f"PRAGMA max_page_count = {used + pages}")
-
-    event.listen(Engine, "connect", limit)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", limit)
 
 
 def assert_says_where(full: LedgerUnwritable, url: str) -> None:

@@ -15,8 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
 
+from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.sandbox.running import sandbox_process
 from criteo_provider.store.engine import open_engine
 from criteo_provider.store.ledger import Ledger
@@ -143,5 +143,5 @@ def laws_of(ledger: Ledger) -> list[str]:
     """Look at the laws; a database that has just come back may first have to be reached anew."""
     try:
         return ledger.broken_laws()
-    except OperationalError:
+    except LedgerUnwritable:
         return ledger.broken_laws()

@@ -33,6 +33,7 @@ class Books:
         self.first_trouble_us: int | None = None
         self.probed: dict[tuple[str, str], int] = {}  # open troubles: when they were last met
         self.paused_us: int = 0  # a bound of how long anything was paused
+        self.known_as: dict[int, str] = {}  # under which id each audience was found last
         self.latest_us = 0
         self.set_back_us = 0  # how far the clock was ever set back: then somebody may have been given up too early
         self.sealed: dict[str, list[str]] = defaultdict(list)
@@ -222,6 +223,8 @@ class Books:
             if intents and claimed.identifiers == 1:
                 intents[0].may.add("refused")
             self._healed(claimed)
+        elif isinstance(outcome, AudienceGone) and self.known_as[claimed.audience_id] != claimed.criteo_id:
+            pass  # it is another by now
         elif isinstance(outcome, (AccessLost, AudienceGone)):
             scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
             self.trouble_met(scope, _keys(claimed)[scope], now_us, again=False)
@@ -289,7 +292,7 @@ class Books:
         for one in refused:
             one.fate = PartState.REFUSED
         for one in taken:
-            one.fate = PartState.ACCEPTED
+            one.fate, one.taken_by = PartState.ACCEPTED, claimed.criteo_id
         if len(unsure) == 1:
             unsure[0].may.add("refused")
 

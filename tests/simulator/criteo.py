@@ -80,6 +80,8 @@ class Criteo:
     next_answers: list[str] = field(default_factory=list)
     lists: dict[str, set[tuple[str, bytes]]] = field(default_factory=dict)
     audiences: dict[str, str] = field(default_factory=dict)
+    made: int = 0  # audiences so far
+    deleted: set[str] = field(default_factory=set)
     wire: list[Letter] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)  # when requests went out
 
@@ -105,8 +107,8 @@ class Criteo:
         status, headers, body, applies = ANSWERS[shape]
         if applies:
             body = body if body is not None else self._counts(letter.values)
-            # What Criteo refuses, it does not take however its answer is lost.
-            if not self._is_refused(letter):
+            # What Criteo refuses, or has no list for, it does not take however its answer is lost.
+            if not self._is_refused(letter) and letter.claimed.criteo_id not in self.deleted:
                 self._apply(letter)
         now_s = letter.sent_us / 1e6
         told = {name: str(now_s + 30) if value.startswith("{now") else value for name, value in headers.items()}
@@ -124,19 +126,36 @@ class Criteo:
 
     def find(self, name: str, *, may_create: bool) -> tuple[str, bool]:
         """Find or create an audience; raises what the client would."""
+        self.let_in()
+        if self.weather == "400" and name not in self.audiences:
+            raise Refused("Unable to create new audiences.", code="quota-reached")
+        known = name in self.audiences
+        if not known and not may_create:
+            raise AudienceGone("There is no such audience yet.")
+        if not known:
+            self.make(name)
+        return self.audiences[name], not known
+
+    def make(self, name: str) -> None:
+        """Make an audience of a name that no other has."""
+        self.audiences[name] = f"70{self.made}"
+        self.made += 1
+
+    def delete(self, name: str) -> None:
+        """Forget a list, and whoever is in it, for ever."""
+        criteo_id = self.audiences.pop(name, None)
+        if criteo_id is not None:
+            self.lists.pop(criteo_id, None)
+            self.deleted.add(criteo_id)
+
+    def let_in(self) -> None:
+        """Answer a question about audiences, if Criteo answers questions now."""
         if self.weather in ("401", "revoked"):
             raise AccessLost("No.", scope="connection", code="token-refused")
         if self.weather == "403":
             raise AccessLost("No.", scope="ad_account", code="not-permitted")
         if self.weather == "503":
             raise Unavailable("Criteo's servers have trouble.")
-        if self.weather == "400" and name not in self.audiences:
-            raise Refused("Unable to create new audiences.", code="quota-reached")
-        known = name in self.audiences
-        if not known and not may_create:
-            raise AudienceGone("There is no such audience yet.")
-        criteo_id = self.audiences.setdefault(name, f"70{len(self.audiences)}")
-        return criteo_id, not known
 
     def members(self, criteo_id: str) -> set[tuple[str, bytes]]:
         """What a list holds."""
@@ -147,6 +166,8 @@ class Criteo:
             return "gone" if letter.claimed.criteo_id == "700" else "ok"
         if self.weather is not None:
             return "401" if self.weather == "revoked" else self.weather
+        if letter.claimed.criteo_id in self.deleted:
+            return "gone"
         return "400" if self._is_refused(letter) else "ok"
 
     def _is_refused(self, letter: Letter) -> bool:

@@ -27,8 +27,8 @@ from tests.simulator.threads import START_US
 
 Plans = dict[str, tuple[StepPlan, ...]]
 
-# What is sent once more decides nobody's status.
-_PARTS = "SELECT stage_id, form, spans, earlier_id, state, reason, deadline_us FROM part WHERE NOT again"
+# What is sent once more keeps whoever is not Synced Pending until it is taken or given up, and decides nothing else.
+_PARTS = "SELECT again, stage_id, form, spans, earlier_id, state, reason, deadline_us FROM part"
 _AGAIN = "SELECT id FROM part WHERE request_id = :request AND again"
 _EARLIER = "SELECT id, stage_id, form, present, packed FROM earlier"
 _VIEW = "SELECT step, chunk_id, ordinal, status FROM user_status"
@@ -117,13 +117,18 @@ class Database:
 
     def stored(self, stage_of: dict[tuple[int, str], int]) -> Stored:
         """Read what is stored about people."""
-        parts = [
-            PartRow(_places(*whose), PartState(state), reason, deadline_us)
-            for *whose, state, reason, deadline_us in self.rows(_PARTS)
+        rows = [
+            (bool(again), PartRow(_places(*whose), PartState(state), reason, deadline_us))
+            for again, *whose, state, reason, deadline_us in self.rows(_PARTS)
         ]
+        parts, once_more = ([row for again, row in rows if again is wanted] for wanted in (False, True))
         view = {(stage_of[chunk, step], int(ordinal)): status for step, chunk, ordinal, status in self.rows(_VIEW)}
         return Stored(
-            parts, self.earlier(), view, {(step, name): int(value) for step, name, value in self.rows(_METRICS)}
+            parts,
+            once_more,
+            self.earlier(),
+            view,
+            {(step, name): int(value) for step, name, value in self.rows(_METRICS)},
         )
 
     def again(self, request_id: int) -> set[int]:
@@ -183,6 +188,10 @@ class Database:
     def criteo_ids(self) -> dict[int, str | None]:
         """Under which id Criteo knows each audience."""
         return dict(self.rows("SELECT id, criteo_id FROM audience"))
+
+    def gone_ids(self) -> set[str]:
+        """The ids under which Criteo does not know audiences any more."""
+        return {row[0] for row in self.rows("SELECT criteo_id FROM audience WHERE gone_us IS NOT NULL")}
 
     @contextmanager
     def in_trouble(self, trouble: str | None) -> Iterator[None]:

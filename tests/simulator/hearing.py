@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from criteo_provider.core.model import ClaimedRequest, PartState
+from sqlalchemy.exc import OperationalError
+
+from criteo_provider.core.model import ClaimedRequest, Operation, PartState
 from criteo_provider.core.outcome import Outcome
 from tests.simulator.criteo import Criteo
-from tests.simulator.databases import Database
-from tests.simulator.intents import Stored, status_of
+from tests.simulator.databases import Database, DatabaseTrouble
+from tests.simulator.intents import STILL, Stored, status_of
 from tests.simulator.oracle import Oracle
 from tests.simulator.surroundings import (
     DECLARED,
     HOUR_S,
     INVALID,
+    LATER,
     POISON,
     Files,
     Pacer,
@@ -24,6 +28,7 @@ from tests.simulator.surroundings import (
 )
 from tests.simulator.threads import Process, Schedule
 
+PROCESSES = {"a": "fresh", "b": "fresh", "c": "retry"}
 PATIENCE_US = round(13 * HOUR_S * 1e6)
 
 
@@ -47,11 +52,12 @@ class Hearing:
         self.pacer = Pacer(self.schedule)
         self.files = Files()
         self.ledger, self.plans = self.database.empty_ledger(DECLARED)
-        self.rows = {name: Rows() for name in ("in", "out", "tour")}
+        self.rows = {name: Rows() for name in ("in", "out", "tour", *LATER)}
         self.feed, self.feed_read = Rows(), 0
         self.processes: dict[str, Process] = {}
         self.lives: Counter[str] = Counter()
         self.next_trouble: str | None = None
+        self.launched: set[str] = set()  # of those that were not when the story began
         self.touched = True  # whether anything was done that could move people
         self.paused: dict[int, int] = {}
         self.stage_of: dict[tuple[int, str], int] = {}
@@ -86,7 +92,7 @@ class Hearing:
         """How many people of a step have which status; past the deadline with nothing in flight is Errored."""
         now_us = self.schedule.now_us
         states: dict[tuple[int, int], list[PartState]] = {}
-        for row in stored.parts:
+        for row in (*stored.parts, *(row for row in stored.once_more if row.state in STILL)):
             for stage_id, _form, ordinal, _ in row.places:
                 at_work = self.oracle.steps[self.oracle.step_of[stage_id]].at_work
                 late = row.state is PartState.OPEN and at_work and (row.deadline_us or now_us + 1) <= now_us
@@ -106,6 +112,8 @@ class Hearing:
                 self.stage_of[chunk_id, self.oracle.steps[step_id].name] = stage_id
         by_step = {step_id: stage_id for step_id, (_, stage_id) in stages.items()}
         self.oracle.sealed_people(held.canvas_id, people, plans, by_step, now_us, PATIENCE_US)
+        if held.canvas_id in LATER and held.canvas_id not in self.launched:
+            self._break(f"People have entered canvas {held.canvas_id}, which is not launched.")
         taken = [one["person"] for one in self.rows[held.canvas_id].rows[: int(hold.position)] if one["ads"]]
         if Counter(taken) != Counter(self.oracle.sealed[held.canvas_id]):
             self._break(f"Canvas {held.canvas_id}: the people entered are not those of the rows taken.")
@@ -147,8 +155,35 @@ class Hearing:
     def _heard_trouble(self, _new: bool, scope: str, key: str, *, now_us: int, **_: Any) -> None:
         self.oracle.trouble_met(scope, key, min(now_us, self.schedule.now_us), again=True)
 
-    def _heard_resolved(self, _done: None, audience_id: int, *_: Any, **__: Any) -> None:
+    def _heard_resolved(self, _done: None, audience_id: int, criteo_id: str, **_: Any) -> None:
+        self.oracle.known_as[audience_id] = criteo_id
         self.oracle.trouble_over(audience_id)
+
+    def _heard_launched(self, _done: None, canvas_id: str, *_: Any, **__: Any) -> None:
+        self.launched.add(canvas_id)
+        audiences = {plan.audience_id for plan in self.plans[canvas_id] if plan.operation is Operation.ADD}
+        if any(self.database.criteo_ids()[audience_id] is None for audience_id in audiences):
+            self._break(f"Canvas {canvas_id} is launched, and its audience is not there.")
+
+    def _process(self, name: str) -> Process:
+        if name not in self.processes:
+            self.lives[name] += 1
+            self.processes[name] = Process(f"{name}{self.lives[name]}", PROCESSES[name])
+        return self.processes[name]
+
+    def _start(self, process: Process, work: Callable[..., Any], *words: Any) -> None:
+        def guarded() -> None:
+            try:
+                work(*words)
+            except Exception as error:  # the task fails, as Airflow would say
+                self._unless_told(error, "A process")
+
+        self.schedule.spawn(process, guarded)
+
+    def _unless_told(self, error: Exception, who: str) -> None:
+        """Whatever breaks that the story did not break is a bug."""
+        if not (isinstance(error, OperationalError) and isinstance(error.orig, DatabaseTrouble)):
+            self._break(f"{who}: {type(error).__name__}: {error}")
 
     def _break(self, sentence: str) -> None:
         self.oracle.broken.append(sentence)

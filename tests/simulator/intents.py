@@ -11,6 +11,7 @@ from criteo_provider.core.model import ClaimedRequest, Operation, PartState
 # Stage, form, ordinal, and 0; or under which number a removal keeps what its people were added under before.
 Place = tuple[int, str, int, int]
 FINAL = (PartState.ACCEPTED, PartState.REFUSED, PartState.ERRORED, PartState.CLOSED)
+STILL = (PartState.OPEN, PartState.CLAIMED)
 CONNECTION, AD_ACCOUNT = "criteo_default", "1001"
 AD_ACCOUNT_KEY = f"{CONNECTION}/{AD_ACCOUNT}"
 
@@ -29,6 +30,7 @@ class Intent:
     reached_us: int | None
     patience_us: int
     fate: PartState | None = None  # as Criteo's answers decide it
+    taken_by: str | None = None  # the list whose Criteo has accepted it
     may: set[str] = field(default_factory=set)  # ends it may have come to without an answer
     tried: bool = False  # whether a request with it was ever claimed
     clock_us: int | None = None  # when its patience began
@@ -100,6 +102,7 @@ class Stored:
     """What the ledger stores about people: parts, what removals have found, the view of users, sums of metric rows."""
 
     parts: list[PartRow]
+    once_more: list[PartRow]  # what repeats parts that a late request may have undone
     earlier: dict[Place, bytes]
     view: dict[tuple[int, int], str]
     metrics: dict[tuple[int, str], int]

@@ -209,6 +209,25 @@ MUTATIONS = (
         "troubles.put_off(connection, lane.audience_id, lane.ad_account, now_us)",
         "pass",
     ),
+    # launches and deleted lists
+    Mutation(
+        "a canvas whose audience another process is at is launched without it",
+        "wiring/launch.py",
+        "            if not done and not failures:",
+        "            if done is None:",
+    ),
+    Mutation(
+        "a step that only removes makes its audience",
+        "wiring/launch.py",
+        "may_create = (audience.ad_account, audience.name) in added",
+        "may_create = bool(audience.name)",
+    ),
+    Mutation(
+        "a list made anew is not taken",
+        "flow/resolve.py",
+        "if criteo_id is not None and (created or criteo_id != known_id):",
+        "if criteo_id is not None and criteo_id == known_id:",
+    ),
     # enter and upload
     Mutation(
         "a cursor somebody else has moved is moved again",

@@ -5,13 +5,13 @@ rules of the design, and compares them with what the ledger stores. It shares no
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from criteo_provider.core.model import Operation, PartState
 
 # Stage, form, ordinal, and 0; or under which number a removal keeps what its people were added under before.
 from tests.simulator.books import Books
-from tests.simulator.intents import FINAL, Intent, PartRow, Place, Stored, status_of
+from tests.simulator.intents import FINAL, STILL, Intent, PartRow, Place, Stored, status_of
 
 
 class Oracle(Books):
@@ -32,7 +32,8 @@ class Oracle(Books):
                 self._stands(self.intents[place], row, now_us)
         if seen.keys() != self.intents.keys():
             self.broken.append("Identifiers were lost, or came from nowhere.")
-        statuses = dict(self._statuses(seen))
+        again = [(place, row.state) for row in stored.once_more for place in row.places]
+        statuses = dict(self._statuses([*seen.items(), *((place, state) for place, state in again if state in STILL)]))
         if stored.view != statuses:
             wrong = {
                 key: (stored.view.get(key), told) for key, told in statuses.items() if stored.view.get(key) != told
@@ -106,10 +107,10 @@ class Oracle(Books):
         began_us = self._began_us(intent)
         return 1 << 62 if began_us is None else began_us + intent.patience_us + intent.rested_us
 
-    def _statuses(self, seen: dict[Place, PartState]) -> Iterator[tuple[tuple[int, int], str]]:
+    def _statuses(self, seen: Iterable[tuple[Place, PartState]]) -> Iterator[tuple[tuple[int, int], str]]:
         """One user, several identifiers, one status."""
         by_person: dict[tuple[int, int], set[PartState]] = defaultdict(set)
-        for (stage_id, _form, ordinal, _), state in seen.items():
+        for (stage_id, _form, ordinal, _), state in seen:
             by_person[stage_id, ordinal].add(state)
         for key in self.taken_again:
             by_person[key].add(PartState.ACCEPTED)
@@ -130,8 +131,12 @@ class Oracle(Books):
 
     # --- the end
 
-    def judge(self, lists: dict[int, set[tuple[str, bytes]]]) -> Iterator[str]:
-        """When all is well again: everybody is settled, and each list is the fold of all intents."""
+    def judge(self, lists: dict[int, set[tuple[str, bytes]]], deleted: Collection[str]) -> Iterator[str]:
+        """When all is well again: everybody is settled, and each list is the fold of all intents.
+
+        Whoever was added to a list that was ``deleted`` since is in the next one only if sent anew.
+        """
+        self.deleted = deleted
         for (audience_id, form, value), intents in self.rivals.items():
             there = (form, value) in lists.get(audience_id, set())
             reached = sorted(
@@ -170,6 +175,8 @@ class Oracle(Books):
     def _last_wins(self, last: Intent, *, there: bool) -> Iterator[str]:
         if last.stood is PartState.CLOSED:
             yield f"The last intent {last.place} was closed."
+        elif last.operation is Operation.ADD and last.taken_by in self.deleted:
+            return
         elif last.stood is PartState.ACCEPTED and there is not (last.operation is Operation.ADD):
             yield f"The last intent {last.place} did not win."
         elif last.stood is PartState.REFUSED and there:

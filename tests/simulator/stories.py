@@ -10,6 +10,7 @@ from typing import Any
 from tests.simulator.criteo import ANSWERS, WEATHERS, WIRE
 from tests.simulator.databases import Database
 from tests.simulator.hearing import Broken
+from tests.simulator.surroundings import LATER
 from tests.simulator.telling import Story, Telling
 
 Event = tuple[Any, ...]
@@ -23,6 +24,9 @@ FAULTS = ("answers", "slow", "weather", "kills", "freezes", "database", "edits",
 # What people decide meanwhile: every fourth story may be about this, too, for it takes twice as long to tell.
 DECISIONS = ("opt-outs", "pauses", "re-queues")
 WITH_DECISIONS = 4
+# What becomes of lists: one of these is in every sixteenth story, which takes twice as long to tell, too.
+LISTS = ("launches", "deletions")
+WITH_LISTS = 16
 STEPS = ("add", "remove", "join", "leave")
 
 
@@ -88,6 +92,8 @@ class _Teller:
         self.chance = Random(seed)
         chosen = (*FAULTS, *DECISIONS) if seed % WITH_DECISIONS == 0 else FAULTS
         self.faults = set(self.chance.sample(chosen, self.chance.randint(1, 4)))
+        if seed % WITH_LISTS == 3:
+            self.faults.add(self.chance.choice(LISTS))
         self.story: list[Event] = []
 
     def tell(self) -> list[Event]:
@@ -95,6 +101,8 @@ class _Teller:
         if chance.random() < 0.5:
             # A narrowing is ten times as many requests as a story has without it.
             add(("criteo", chance.choice(("all", "all", "one", "none")), chance.random() < 0.25))
+        if "launches" in self.faults:
+            add(("newcomers",))
         self._arrivals()
         for _ in range(chance.randint(1, 5)):
             if "weather" in self.faults and chance.random() < 0.6:
@@ -108,6 +116,10 @@ class _Teller:
             if "opt-outs" in self.faults and chance.random() < 0.4:
                 self._opt_outs()
             self._work()
+            if "launches" in self.faults:
+                self._launches()
+            if "deletions" in self.faults and chance.random() < 0.6:
+                self._deletion()
             if "opt-outs" in self.faults and chance.random() < 0.6:
                 self._opt_outs()
             if "re-queues" in self.faults and chance.random() < 0.6:
@@ -162,6 +174,41 @@ class _Teller:
             self.story.append(("run", chance.randrange(4)))
         else:
             self.story += [("step", chance.randrange(6)) for _ in range(chance.randint(1, 9))]
+
+    def _launches(self) -> None:
+        """Canvases that are not launched yet get people, and processes that launch them, perhaps two at once."""
+        chance, add = self.chance, self.story.append
+        for canvas_id in chance.sample(LATER, chance.randint(1, 2)):
+            add(("rows", canvas_id, *(self._somebody() for _ in range(chance.randint(1, 3)))))
+            for name in chance.sample("abc", chance.randint(1, 2)):
+                add(("launch", name, canvas_id))
+                if chance.random() < 0.4:
+                    add(("answer", chance.choice(ANSWERS_BUT_OK)))
+                if chance.random() < 0.2:
+                    add(("database", chance.choice(DATABASE)))
+                self._on()
+                if chance.random() < 0.3:
+                    add(("kill", name))
+        add((chance.choice(("resolve", "upload")), chance.choice("abc")))
+        self._on()
+
+    def _deletion(self) -> None:
+        """Somebody deletes a list at Criteo, and a file may say that it is made anew; a process may die over that."""
+        chance, add = self.chance, self.story.append
+        for work in ("resolve", "upload") if chance.random() < 0.7 else ():
+            add((work, chance.choice("abc")))
+            self._on()
+        add(("recreate", chance.random() < 0.8))
+        add(("delete", chance.choice(("Shoppers", "Shoppers", "Others"))))
+        self._arrivals()
+        for work in chance.choices(("upload", "resolve", "keep"), k=chance.randint(1, 4)):
+            name = chance.choice("abc")
+            add((work, name))
+            self._on()
+            if chance.random() < 0.3:
+                add(("kill", name))
+            if chance.random() < 0.4:
+                add(("pass", chance.choice((61, 131, 700))))
 
     def _opt_outs(self) -> None:
         """Some people withdraw consent or give it anew, and a process reads so and takes out whom that is about."""

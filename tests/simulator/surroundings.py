@@ -14,7 +14,7 @@ from criteo_provider.core import pacing
 from criteo_provider.core.consent import FEED_PREFIX, FeedDeclaration
 from criteo_provider.core.eligibility import compile as rule_of
 from criteo_provider.core.identifiers import Form, decode
-from criteo_provider.core.model import CanvasDeclaration, ClaimedRequest, Operation
+from criteo_provider.core.model import CanvasDeclaration, ClaimedRequest, Operation, StepDeclaration, WhenDeleted
 from criteo_provider.core.outcome import AccessLost, Outcome
 from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.flow.withdraw import FeedPlan
@@ -29,6 +29,8 @@ HOUR_S = 3600.0
 INVALID, POISON = (6, 7), (5,)  # Criteo calls the first two invalid, and refuses whole requests with the third
 DEVICES = UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 PAGE_ROWS = 4
+# These canvases are not launched when a story begins; the audience both name is not there.
+LATER, NEWCOMERS = ("new", "bye"), "Newcomers"
 LIMIT = pacing.Pace(6_000)
 
 
@@ -62,6 +64,8 @@ class Files:
     removes: bool = True
     leaves: bool = True
     paused: tuple[str, ...] = ()
+    newcomers: bool = False
+    recreates: bool = False
 
     def canvases(self) -> list[CanvasDeclaration]:
         both = ("email", "madid")
@@ -71,10 +75,14 @@ class Files:
         made = [canvas("in", step("add", fields=self.fields, audience=self.audience)), canvas("tour", *tour)]
         if self.removes:
             made.append(canvas("out", step("remove", Operation.REMOVE, fields=both)))
-        return [
-            replace(one, steps=tuple(replace(held, paused=held.name in self.paused) for held in one.steps))
-            for one in made
-        ]
+        if self.newcomers:
+            made.append(canvas("new", step("greet", audience=NEWCOMERS, fields=both)))
+            made.append(canvas("bye", step("forget", Operation.REMOVE, audience=NEWCOMERS, fields=both)))
+        deleted = WhenDeleted.RECREATE if self.recreates else None
+        return [replace(one, steps=tuple(self._says(held, deleted) for held in one.steps)) for one in made]
+
+    def _says(self, held: StepDeclaration, deleted: WhenDeleted | None) -> StepDeclaration:
+        return replace(held, paused=held.name in self.paused, when_deleted=deleted)
 
 
 DECLARED = Files().canvases()
@@ -192,6 +200,8 @@ class Desk:
 
     def ensure(self, _ad_account: str, name: str) -> tuple[str, bool]:
         self._telling.schedule.park("ensure")
+        if name == NEWCOMERS and "new" not in self._telling.launched:
+            self._telling._break(f"{name} is made for people who are to leave it.")
         return self._telling.criteo.find(name, may_create=True)
 
     def find(self, _ad_account: str, name: str) -> str | None:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
-
 from criteo_provider.core.eligibility import compile as rule_of
 from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.model import CanvasDeclaration, Role
@@ -20,17 +18,17 @@ from criteo_provider.flow.upload import Upload
 from criteo_provider.flow.withdraw import Withdraw
 from criteo_provider.store.claim import ClaimTerms
 from tests.simulator.criteo import WIRE_S, Letter
-from tests.simulator.databases import DatabaseTrouble
-from tests.simulator.hearing import Broken, Hearing
+from tests.simulator.hearing import Broken
 from tests.simulator.intents import AD_ACCOUNT, CONNECTION, Step
+from tests.simulator.launching import Launches
 from tests.simulator.surroundings import (
     DECLARED,
     FEED,
     FEED_PLAN,
+    LATER,
     LIMIT,
     Courier,
     Desk,
-    Files,
     Port,
     row_of,
 )
@@ -39,7 +37,6 @@ from tests.simulator.threads import Event, Process, in_place_of_real_ones
 Story = Sequence[tuple[Any, ...]]
 
 LEASE_S = WIRE_S + 30
-PROCESSES = {"a": "fresh", "b": "fresh", "c": "retry"}
 FIELDS = (FieldColumn("email", "email"), FieldColumn("madid", "maid"))
 BREAKERS = ("connection", "ad_account", "audience")
 MOVE_NOBODY = ("hold_cursor", "release_cursor", "due_looks", "packed", "first_attempts_wait", "unresolved_audiences")
@@ -47,7 +44,7 @@ READ_THE_CLOCK = ("claim", "sweep")  # the verbs that take leases back do, in th
 MOST_STEPS = 4_000  # a story that takes longer to end is caught in a circle
 
 
-class Telling(Hearing):
+class Telling(Launches):
     """One story, being told."""
 
     # --- telling
@@ -80,13 +77,16 @@ class Telling(Hearing):
 
     def _enter(self, name: str, canvas_id: str) -> None:
         """A process begins to read a source."""
-        if canvas_id in self.plans:
+        if canvas_id in LATER:
+            self._launch(name, canvas_id)
+        elif canvas_id in self.plans:
             process = self._process(name)
-            rule = rule_of({"ads": True})
-            plan = EntryPlan(canvas_id, "person", FIELDS, rule, self.plans[canvas_id])
-            port: Any = Port(self, process)
-            enter = Enter(plan, self.rows[canvas_id], port, lambda: self.schedule.now_us, process.name)
-            self._start(process, enter.tick, Event(self.schedule))
+            self._start(process, self._reading(process, canvas_id), Event(self.schedule))
+
+    def _reading(self, process: Process, canvas_id: str) -> Callable[[Event], Any]:
+        plan = EntryPlan(canvas_id, "person", FIELDS, rule_of({"ads": True}), self.plans[canvas_id])
+        port: Any = Port(self, process)
+        return Enter(plan, self.rows[canvas_id], port, lambda: self.schedule.now_us, process.name).tick
 
     def _asked(self, back: bool, *people: int) -> None:
         """People withdraw consent, or give it anew."""
@@ -202,7 +202,9 @@ class Telling(Hearing):
 
     def _edit(self, fields: tuple[str, ...], audience: str, removes: bool, leaves: bool) -> None:
         """Somebody edits the canvas files."""
-        self.files = Files(tuple(fields), audience, removes, leaves)
+        self.files = replace(
+            self.files, fields=tuple(fields), audience=audience, removes=removes, leaves=leaves, paused=()
+        )
         self._declare()
 
     def _pause(self, *steps: str) -> None:
@@ -244,7 +246,8 @@ class Telling(Hearing):
         self.touched = self.touched or verb not in MOVE_NOBODY
         try:
             with self.database.in_trouble(trouble):
-                room = self.ledger if hasattr(self.ledger, verb) else self.ledger.opt_outs
+                rooms = self.ledger, self.ledger.opt_outs, self.ledger.launches
+                room = next(one for one in rooms if hasattr(one, verb))
                 done = getattr(room, verb)(*words, **named)
         except LostClaim:
             raise
@@ -290,8 +293,10 @@ class Telling(Hearing):
         criteo.weather, criteo.next_answers, self.next_trouble = None, [], None
         for process in self.processes.values():
             process.frozen = False
-        if self.files != Files(self.files.fields, self.files.audience):
-            self._edit(self.files.fields, self.files.audience, True, True)
+        mended = replace(self.files, removes=True, leaves=True, paused=(), recreates=bool(criteo.deleted))
+        if self.files != mended:
+            self.files = mended
+            self._declare()
         self._run()
         for _ in range(300):
             self._whatever_is_due()
@@ -300,7 +305,7 @@ class Telling(Hearing):
             waits = [one.wakes_us - self.schedule.real_us for one in self.schedule.tasks if one.wakes_us]
             if at_us is not None:
                 waits.append(at_us - self.schedule.now_us)
-            elif not self.schedule.tasks and not self._unread() and not self._unfollowed():
+            elif not (self.schedule.tasks or self._unread() or self._unfollowed() or self._lost()):
                 break
             self._pass(max(1, min(waits, default=1_000_000)) / 1e6)
         else:
@@ -315,7 +320,7 @@ class Telling(Hearing):
             self._follow("a")
         for canvas_id in self._unread():
             self._enter("a", canvas_id)
-        if due.unresolved:
+        if due.unresolved or self._lost():
             self._resolve("a")
         if due.keep:
             self._keep("a")
@@ -323,6 +328,11 @@ class Telling(Hearing):
             self._upload("a")
         if due.retry:
             self._upload("c")
+
+    def _lost(self) -> bool:
+        """Whether an audience is known under the id of a deleted list somebody wants to be in."""
+        lost = self.criteo.deleted and self.criteo.deleted.intersection(self.database.gone_ids())
+        return bool(lost)
 
     def _unfollowed(self) -> bool:
         """Whether somebody may have opted out who is still in a list."""
@@ -332,7 +342,8 @@ class Telling(Hearing):
     def _unread(self) -> list[str]:
         """The canvases whose source holds people who have not entered."""
         wanted = {name: sum(one["ads"] for one in held.rows) for name, held in self.rows.items()}
-        return [name for name, number in wanted.items() if len(self.oracle.sealed[name]) < number]
+        unlaunched = [name for name in LATER if self.files.newcomers and name not in self.launched]
+        return [name for name, number in wanted.items() if len(self.oracle.sealed[name]) < number] or unlaunched
 
     def _judge(self) -> None:
         self.look()
@@ -348,7 +359,8 @@ class Telling(Hearing):
         if known != set(self.oracle.probed):
             self._break("Troubles are open that are over, or the other way round.")
         ids = self.database.criteo_ids()
-        for complaint in self.oracle.judge({key: self.criteo.members(value) for key, value in ids.items() if value}):
+        lists = {key: self.criteo.members(value) for key, value in ids.items() if value}
+        for complaint in self.oracle.judge(lists, self.criteo.deleted):
             self._break(complaint)
         if self.oracle.broken:
             raise Broken("\n".join(self.oracle.broken[:5]))
@@ -378,23 +390,3 @@ class Telling(Hearing):
             if step_id in self.paused and step_id not in resting:
                 self.oracle.goes_on(step_id, self.paused.pop(step_id), now_us)
         self.oracle.declared(steps, gone)
-
-    def _process(self, name: str) -> Process:
-        if name not in self.processes:
-            self.lives[name] += 1
-            self.processes[name] = Process(f"{name}{self.lives[name]}", PROCESSES[name])
-        return self.processes[name]
-
-    def _start(self, process: Process, work: Callable[..., Any], *words: Any) -> None:
-        def guarded() -> None:
-            try:
-                work(*words)
-            except Exception as error:  # the task fails, as Airflow would say
-                self._unless_told(error, "A process")
-
-        self.schedule.spawn(process, guarded)
-
-    def _unless_told(self, error: Exception, who: str) -> None:
-        """Whatever breaks that the story did not break is a bug."""
-        if not (isinstance(error, OperationalError) and isinstance(error.orig, DatabaseTrouble)):
-            self._break(f"{who}: {type(error).__name__}: {error}")

@@ -7,15 +7,19 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.core.model import ClaimedRequest, Operation, Role
 from criteo_provider.core.outcome import Accepted, Outcome, Refused, Unavailable
 from criteo_provider.store import clock
 from criteo_provider.store.claim import ClaimTerms
+from criteo_provider.store.engine import writing
+from criteo_provider.store.schema import chunk
+from tests.postgres import PostgresServer
 from tests.world import World, canvas, crowd, digest, step
 
 NO_ANSWER = Unavailable("no-answer", "Criteo did not answer in time.", maybe_applied=True)
@@ -211,6 +215,36 @@ def room_for(world: World, pages: int) -> Iterator[None]:
     yield
     event.remove(world.engine, "connect", limit)
     world.engine.dispose()
+
+
+def test_a_server_without_room_or_without_a_way_to_it_says_so(durable_postgres: PostgresServer) -> None:
+    """PostgreSQL's disk is full, or it is killed in a transaction, or away: a sentence for reads and writes alike."""
+    world = World(durable_postgres.url())
+    world.declare(canvas("in", step("add")))
+
+    no_room = "DO $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$", ()
+
+    def full(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> Any:
+        return no_room if statement.startswith("INSERT INTO chunk") else (statement, parameters)
+
+    event.listen(world.engine, "before_cursor_execute", full, retval=True)
+    with pytest.raises(LedgerUnwritable, match="no room left on the disk of the ledger's PostgreSQL server"):
+        world.enter("in", crowd(range(3)))
+    event.remove(world.engine, "before_cursor_execute", full)
+
+    def killed_meanwhile() -> None:
+        with writing(world.engine) as connection:
+            connection.execute(select(chunk.c.id))
+            durable_postgres.kill()
+            connection.execute(select(chunk.c.id))
+
+    for verb in (killed_meanwhile, lambda: world.enter("in", crowd(range(3))), world.ledger.troubles):
+        with pytest.raises(LedgerUnwritable, match="no way to the ledger's PostgreSQL server"):
+            verb()
+    durable_postgres.start()
+    world.enter("in", crowd(range(3)))
+    assert world.numbers("add") == (3, 0, 0, 3, 0)
+    world.close()
 
 
 def test_a_busy_ledger_says_so_and_goes_on(sqlite_url: str) -> None:

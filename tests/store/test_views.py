@@ -117,3 +117,13 @@ def test_exceptions_are_not_looked_up_user_by_user(world: World) -> None:
     assert any("exception" in line for line in plan)
     slow = ("SCAN exception", "SCAN before", "first < people.ordinal")
     assert [line for line in plan if any(sign in line for sign in slow)] == []
+
+
+def test_on_postgresql_nothing_is_looked_up_user_by_user(postgres_url: str) -> None:
+    """Whose reasons differ within a stage: parts are spread over their users once, not searched for each of them."""
+    world = World(postgres_url)
+    with world.engine.connect() as connection:
+        plan = [str(row[-1]) for row in connection.execute(text("EXPLAIN SELECT * FROM user_status"))]
+    assert any("ProjectSet" in line for line in plan)
+    assert [line for line in plan if "SubPlan" in line] == []
+    world.close()

@@ -92,7 +92,7 @@ class LedgerRefused(CriteoSyncError):
 
 
 class LedgerUnwritable(CriteoSyncError):
-    """The ledger's database takes no writes at the moment; what was begun is as if it had not been."""
+    """The ledger's database takes no writes, or is away, at the moment; what was begun is as if it had not been."""
 
 
 class LostClaim(CriteoSyncError):

@@ -175,15 +175,15 @@ def count(name: str, value: int) -> None:
         stats.incr(name, value)
 
 
-async def times_ended(dag_id: str, task_id: str, state: str) -> int:
-    """Return how many times a task of a DAG has ended in a state so far; for triggers.
+async def times_ended(dag_id: str, task_id: str, *states: str) -> int:
+    """Return how many times a task of a DAG has ended in one of these states so far; for triggers.
 
     The messages that would tell how the last one ended are not understood by Airflow's triggerer (3.3.2).
     """
     from airflow.sdk.execution_time import task_runner
     from airflow.sdk.execution_time.comms import GetTICount
 
-    question = GetTICount(dag_id=dag_id, task_ids=[task_id], states=[state])
+    question = GetTICount(dag_id=dag_id, task_ids=[task_id], states=list(states))
     answer: Any = await task_runner.SUPERVISOR_COMMS.asend(question)
     return int(answer.count)
 

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseNotifier
 
-from criteo_provider.core.errors import Misconfigured, Unavailable
+from criteo_provider.core.errors import CriteoSyncError, Misconfigured, Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow.sdk import Context
 
     from criteo_provider.settings.alerts import Notify
 
+log = logging.getLogger(__name__)
+
+# A chat that does not answer is asked again.
+TRIES = 3
 PAUSE_S = 2.0
+
+
+def tell_all(
+    notify: Sequence[Notify], context: Mapping[str, Any], sentences: Sequence[str], *, is_broken: bool
+) -> list[str]:
+    """Hand sentences to every notifier of ``alerts.yaml``; return one sentence for each that could not be reached."""
+    told = {**context, "criteo_news": list(sentences), "criteo_is_broken": is_broken}
+    unreached = []
+    for number, wanted in enumerate(notify):
+        try:
+            tell(made(number, wanted), told, tries=TRIES)
+        except CriteoSyncError as error:
+            unreached.append(str(error))
+        else:
+            log.info("Told %s.", wanted.notifier)
+    return unreached
 
 
 def made(number: int, wanted: Notify) -> BaseNotifier:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseNotifier
 
+from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.hooks.surroundings import open_house
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ class TroubleNotifier(BaseNotifier):
 
     def notify(self, context: Context) -> None:
         """Tell what has changed since the last time, if anything has."""
-        with closing(open_house()) as house:
-            news = house.take_news()
+        try:
+            with closing(open_house()) as house:
+                news = house.take_news()
+        except LedgerUnwritable as error:
+            # One task fails for it, however long it lasts.
+            news = [str(error)] if context.get("exception") else []
         if not news:
             return
         for sentence in news:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from criteo_provider.core.errors import CriteoSyncError
-from criteo_provider.hooks.notifiers import made, tell
+from criteo_provider.hooks.notifiers import tell_all
 from criteo_provider.hooks.surroundings import open_house
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-    from criteo_provider.wiring.alarms import Alarms
-
-# A chat that does not answer is asked again.
-TRIES = 3
 
 
 class CriteoTellOperator(BaseOperator):
@@ -41,18 +35,6 @@ class CriteoTellOperator(BaseOperator):
                 (self.log.error if one.is_broken else self.log.info)("%s", one.sentence)
             sentences = [one.sentence for one in news]
             is_broken = any(one.is_broken for one in news)
-            unreached = self._notify(house.alarms, {**context, "criteo_news": sentences, "criteo_is_broken": is_broken})
+            unreached = tell_all(house.alarms.notify, context, sentences, is_broken=is_broken)
         if is_broken or unreached:
             raise AirflowFailException("\n".join([*sentences, *unreached]))
-
-    def _notify(self, alarms: Alarms, context: dict[str, Any]) -> list[str]:
-        """Call every notifier; return one sentence for each that could not be reached."""
-        unreached = []
-        for number, wanted in enumerate(alarms.notify):
-            try:
-                tell(made(number, wanted), context, tries=TRIES)
-            except CriteoSyncError as error:
-                unreached.append(str(error))
-            else:
-                self.log.info("Told %s.", wanted.notifier)
-        return unreached

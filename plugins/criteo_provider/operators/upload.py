@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import AssetAlias, BaseOperator
-from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
-from criteo_provider.hooks import airflow_inside, assets
-from criteo_provider.hooks.surroundings import open_house
+from criteo_provider.core.errors import LedgerUnwritable
+from criteo_provider.hooks import airflow_inside, assets, standstill
+from criteo_provider.hooks.notifiers import tell_all
+from criteo_provider.hooks.surroundings import include_folder, open_house
+from criteo_provider.settings.alerts import load_alerts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +33,8 @@ class CriteoAudienceUploadOperator(BaseOperator):
     Returns counts only. Publishes an asset event for each audience people were synced to, and counters.
     Nobody's failed upload fails the task: people stay pending in the ledger and are tried again for about 13 hours.
 
-    A change of state that people have to be told of ends the drain early; the next run goes on.
+    A change of state that people have to be told of ends the drain early; the next run goes on. Where the ledger takes
+    no writes one run fails, and tells it if ``tell`` is given; others are skipped until it is over.
 
     :param role: ``fresh`` takes new people, first attempts and short retries; ``retry`` the rest of what is due,
         and skips itself when that is nothing
@@ -57,7 +61,15 @@ class CriteoAudienceUploadOperator(BaseOperator):
         self._told: Progress | None = None
 
     def execute(self, context: Context) -> dict[str, int]:
-        """Drain, then report what was done."""
+        """Drain, then report what was done; where the ledger takes no writes, that is told once."""
+        try:
+            return self._upload(context)
+        except LedgerUnwritable as error:
+            sentence = str(error)
+        # What drivers say beside that names hosts and logins.
+        raise self._standing_still(sentence, context)
+
+    def _upload(self, context: Context) -> dict[str, int]:
         self._stop = threading.Event()
         with closing(open_house()) as house:
             if self.role == "retry":
@@ -65,6 +77,7 @@ class CriteoAudienceUploadOperator(BaseOperator):
             before = {(step.canvas, step.step): step for step in house.numbers()}
             done = self._drain(house, self._stop)
             moved = [_Moved(step, before.get((step.canvas, step.step))) for step in house.numbers()]
+            self._go_on(house)
             is_untold = self.tell is not None and house.alarms.is_untold()
         self._show([each for each in moved if each.is_so])
         self._announce(moved, context)
@@ -81,6 +94,21 @@ class CriteoAudienceUploadOperator(BaseOperator):
         house.alarms.look()
         if not waiting.retry and not (self.tell and house.alarms.is_untold()):
             raise AirflowSkipException("Nothing is due for another try.")
+
+    def _standing_still(self, sentence: str, context: Context) -> AirflowException:
+        """Tell it once, and return what fails this run; as long as it lasts, others are skipped."""
+        if not standstill.begin(sentence, self.role):
+            return AirflowSkipException(f"It was told already, and lasts. {sentence}")
+        notify = load_alerts(include_folder()).alerts.notify if self.tell is not None else ()
+        unreached = tell_all(notify, context, [sentence], is_broken=True)
+        return AirflowFailException("\n".join([sentence, *unreached]))
+
+    def _go_on(self, house: House) -> None:
+        """Have it told that a standstill is over, unless a run that writes less than the one it stopped says so."""
+        was = standstill.known()
+        if was is not None and self.role in ("fresh", was.role):
+            house.alarms.written_again(was.since, was.sentence)
+            standstill.end()
 
     def on_kill(self) -> None:
         """Let the drain end after the requests in flight; what was claimed and not sent goes back by itself."""

@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select, update
 
 from criteo_provider.core.model import PartState
+from criteo_provider.store.engine import in_turn
 from criteo_provider.store.holding import at_work
 from criteo_provider.store.schema import audience, canvas, news, part, stage, step, trouble
 from criteo_provider.store.standings import slices
 from criteo_provider.store.troubles import (
     HOLDING,
     LATE,
+    LEDGER,
     PEOPLE,
     close_trouble,
+    note,
     note_uncovered,
     open_trouble,
     sentence_of,
     troubled,
 )
 
+_WRITTEN_AGAIN_LOCK = 0x4E455753
 # Nobody given up for so long: whatever it was is over.
 QUIET_US = 3_600_000_000
 
@@ -105,6 +109,14 @@ def _late(connection: Connection, before_us: int) -> dict[str, str]:
         canvas_id: f"The last answer: {reason}" if reason else "Nothing has been sent yet."
         for canvas_id, reason in late.items()
     }
+
+
+def written_again(connection: Connection, since: str, sentence: str, *, now_us: int) -> None:
+    """Note that a standstill of the ledger, told elsewhere when it began, is over; once, however many find it so."""
+    in_turn(connection, _WRITTEN_AGAIN_LOCK)
+    found = select(news.c.id).where(news.c.scope == LEDGER, news.c.key == since)
+    if connection.execute(found).first() is None:
+        note(connection, LEDGER, since, sentence, began=False, now_us=now_us)
 
 
 def is_untold(connection: Connection) -> bool:

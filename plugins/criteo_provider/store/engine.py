@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import stamina
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, ExceptionContext, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
 
@@ -22,10 +21,19 @@ AS_KEPT = "criteo_as_kept"
 
 
 def open_engine(url: str, *, pool_size: int = 20) -> Engine:
-    """Open ``url`` (``sqlite:////path`` or ``postgresql+psycopg://…``) so that a commit survives a power cut."""
-    if make_url(url).get_backend_name() == "sqlite":
-        return _sqlite(url, pool_size)
-    return _postgresql(url, pool_size)
+    """Open ``url`` (``sqlite:////path`` or ``postgresql+psycopg://…``) so that a commit survives a power cut.
+
+    Whatever is done with it raises LedgerUnwritable, with a sentence, where nothing can be written at the moment.
+    """
+    path = sqlite_path(url)
+    engine = _postgresql(url, pool_size) if path is None else _sqlite(url, path, pool_size)
+
+    @event.listens_for(engine, "handle_error")
+    def say_why(context: ExceptionContext) -> None:
+        if (why := _unwritable(context, path)) is not None:
+            raise LedgerUnwritable(why) from None
+
+    return engine
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -56,11 +64,8 @@ def _postgresql(url: str, pool_size: int) -> Engine:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes; on SQLite it takes the write lock at once, so it never has to be repeated.
-
-    Raises LedgerUnwritable where the database takes no writes at the moment.
-    """
-    with said_why(engine), engine.connect() as connection:
+    """One transaction that writes; on SQLite it takes the write lock at once, so it never has to be repeated."""
+    with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
@@ -75,17 +80,6 @@ def writing(engine: Engine) -> Iterator[Connection]:
             # get this connection.
             connection.invalidate()
             raise
-
-
-@contextmanager
-def said_why(engine: Engine) -> Iterator[None]:
-    """Raise LedgerUnwritable, with a sentence, for errors that mean that nothing can be written at the moment."""
-    try:
-        yield
-    except DBAPIError as error:
-        if (why := _unwritable(error, sqlite_path(engine.url.render_as_string(hide_password=False)))) is not None:
-            raise LedgerUnwritable(why) from None
-        raise
 
 
 @contextmanager
@@ -131,21 +125,26 @@ _UNWRITABLE = {
     "SQLITE_BUSY": f"Another process kept the ledger{{place}} to itself for {BUSY_TIMEOUT_S} s; look for a stuck one.",
     "SQLITE_READONLY": "The ledger's file{place} may only be read; let this user write it and its folder.",
     "SQLITE_IOERR": "The disk of the ledger{place} does not read or write; see to it.",
+    "SQLITE_CANTOPEN": "The ledger's file{place} cannot be opened; let this user read and write it and its folder.",
 }
+_NO_WAY = "There is no way to the ledger's PostgreSQL server; see that it runs, and what connection criteo_ledger says."
 
 
-def _unwritable(error: DBAPIError, path: Path | None) -> str | None:
+def _unwritable(context: ExceptionContext, path: Path | None) -> str | None:
     """Say in a sentence why a database takes no writes at the moment, None where the trouble is another."""
-    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None) or ""
+    error = context.original_exception
+    code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None) or ""
     # SQLite's extended codes begin with the plain one: SQLITE_IOERR_WRITE.
     told = next((sentence for known, sentence in _UNWRITABLE.items() if code.startswith(known)), None)
+    # A connection that was kept too long is made anew; only when that fails, too, there is no way.
+    if path is None and not context.is_pre_ping and (context.is_disconnect or context.connection is None):
+        told = told or _NO_WAY
     place = f" ({path})" if path is not None else ""
     return f"{told.format(place=place)} {_AS_BEFORE}" if told else None
 
 
-def _sqlite(url: str, pool_size: int) -> Engine:
-    path = sqlite_path(url)
-    if path is not None and path.name:
+def _sqlite(url: str, path: Path, pool_size: int) -> Engine:
+    if path.name:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

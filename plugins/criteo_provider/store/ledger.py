@@ -265,6 +265,10 @@ class Ledger:
         late_after_us = round(late_after_s * 1e6)
         self._write(lambda connection: alarms.look(connection, late_after_us=late_after_us, now_us=now_us))
 
+    def written_again(self, since: str, sentence: str, *, now_us: int) -> None:
+        """Note that what has kept this ledger from being written is over."""
+        self._write(lambda connection: alarms.written_again(connection, since, sentence, now_us=now_us))
+
     def is_untold(self) -> bool:
         """Tell whether there is a change of state nobody was told of yet."""
         with looking(self.engine) as connection:

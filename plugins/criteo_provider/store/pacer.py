@@ -22,7 +22,7 @@ from sqlalchemy import Engine, make_url
 from criteo_provider.core import pacing
 from criteo_provider.core.errors import Busy
 from criteo_provider.core.pacing import SECOND_US, Pace
-from criteo_provider.store.engine import looking, said_why, sqlite_path, writing
+from criteo_provider.store.engine import looking, sqlite_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class Pacer:
         self._execute(self._sql.insert)
 
     def _execute(self, statement: sa.Executable, **values: int) -> _Row | None:
-        with said_why(self._engine), self._engine.connect() as connection:
+        with self._engine.connect() as connection:
             result = connection.execute(statement, {"application_key": self._application, **values})
             return cast("_Row | None", result.one_or_none()) if result.returns_rows else None
 

@@ -39,6 +39,8 @@ DISCONNECTED = "disconnected"
 BY_CHOICE = frozenset({DISCONNECTED, "not-chosen", "not-allowed"})
 # Troubles of users, by canvas: they hold nobody back.
 PEOPLE, LATE = "people", "late"
+# That the ledger itself takes no writes: it can only keep that this is over.
+LEDGER = "ledger"
 # Troubles that hold people back.
 HOLDING = ("connection", "ad_account", "audience")
 # So begins what is kept of a trouble that is over because nobody uses what it was about: it may not work at all.
@@ -239,6 +241,8 @@ def sentence_of(row: Row[Any], audiences: Mapping[str, str]) -> str:
             return f"Canvas {row.key} is not launched: {row.sentence}"
         case "launch", _:
             return f"Canvas {row.key} does not wait for its launch any more. What stood in its way: {row.sentence}"
+        case "ledger", _:
+            return f"Over: the ledger is written again. Since {row.key} this stood in its way: {row.sentence}"
     return (
         f"Trouble with {where}: {row.sentence}" if row.began else f"Over, {where} works again. It was: {row.sentence}"
     )

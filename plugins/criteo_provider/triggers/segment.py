@@ -71,7 +71,8 @@ class SegmentEntryTrigger(BaseTrigger):
             return
         dag_id = self.task_instance.dag_id
         try:
-            failed = await airflow_inside.times_ended(dag_id, self.hold_back_after, "failed")
+            # Skipped is an upload that the ledger still stands in the way of.
+            failed = await airflow_inside.times_ended(dag_id, self.hold_back_after, "failed", "skipped")
             succeeded = await airflow_inside.times_ended(dag_id, self.hold_back_after, "success")
         except Exception as error:  # not knowing is no reason to keep people waiting
             self.log.warning("Airflow does not say how the last upload ended: %s", type(error).__name__)

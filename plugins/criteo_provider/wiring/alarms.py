@@ -27,6 +27,10 @@ class Alarms:
         else:
             self._ledger().healed("setting", FILE, now_us=now_us)
 
+    def written_again(self, since: str, sentence: str) -> None:
+        """Have it told that the ledger takes writes again, which it has not since then."""
+        self._ledger().written_again(since, sentence, now_us=self._now_us())
+
     def is_untold(self) -> bool:
         """Tell whether something has changed that nobody was told of yet."""
         return self._ledger().is_untold()
