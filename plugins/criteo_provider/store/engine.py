@@ -73,13 +73,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
         except BaseException:
             connection.rollback()
             raise
-        try:
-            connection.commit()
-        except BaseException:
-            # A COMMIT that fails may leave its transaction open, and SQLAlchemy takes it for ended: nobody else may
-            # get this connection.
-            connection.invalidate()
-            raise
+        _commit(connection)
 
 
 @contextmanager
@@ -92,7 +86,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
             connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         yield connection
         # Not rolled back: PostgreSQL's driver forgets all its prepared statements with every ROLLBACK.
-        connection.commit()
+        _commit(connection)
 
 
 @contextmanager
@@ -102,6 +96,16 @@ def looking(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
+
+
+def _commit(connection: Connection) -> None:
+    try:
+        connection.commit()
+    except BaseException:
+        # A COMMIT that fails may leave its transaction open, and SQLAlchemy takes it for ended: nobody else may get
+        # this connection.
+        connection.invalidate()
+        raise
 
 
 def in_turn(connection: Connection, lock: int) -> None:
