@@ -206,7 +206,8 @@ def _behind(
     hashes = {_hash(key) for key in wanted}
     ascending = sorted(hashes)
     for at in range(0, len(chunk_ids), READ_AT_ONCE):
-        for row in connection.execute(_FILTERS, {"chunks": list(chunk_ids[at : at + READ_AT_ONCE])}).all():
+        these = {"chunks": list(chunk_ids[at : at + READ_AT_ONCE]), "small": SMALL}
+        for row in connection.execute(_FILTERS, these).all():
             if row.few_keys is not None:
                 if not wanted.isdisjoint(msgspec.json.decode(row.few_keys)):
                     yield row.id
@@ -223,7 +224,7 @@ def _behind(
 _FILTERS = (
     select(
         chunk.c.id,
-        case((chunk.c.people <= SMALL, chunk.c.user_keys)).label("few_keys"),
+        case((chunk.c.people <= bindparam("small"), chunk.c.user_keys)).label("few_keys"),
         key_filter.c.hashes,
     )
     .outerjoin(key_filter, key_filter.c.chunk_id == chunk.c.id)
