@@ -19,7 +19,7 @@ from sqlalchemy import select
 from criteo_provider.core.model import Metric
 from criteo_provider.operators import tell, upload
 from criteo_provider.operators.upload import CriteoAudienceUploadOperator
-from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.sandbox.state import CLIENT_ID, CLIENT_SECRET
 from criteo_provider.store.schema import metric
 from criteo_provider.wiring import CriteoConnection, House, Surroundings
@@ -94,17 +94,6 @@ class Story:
         return {name: number for name, number in numbers.items() if number}, {
             (row["status"], row["reason"]) for row in rows if row["status"] != "Not Synced"
         }
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running_sandbox(limit=60_000) as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path / "shop.db")
 
 
 @pytest.fixture

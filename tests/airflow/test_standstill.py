@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,13 +21,13 @@ from criteo_provider.notifications.trouble import TroubleNotifier
 from criteo_provider.operators import tell, upload
 from criteo_provider.operators.tell import CriteoTellOperator
 from criteo_provider.operators.upload import CriteoAudienceUploadOperator
-from criteo_provider.sandbox.running import Sandbox, running_sandbox
+from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.wiring import House
 from tests.airflow.test_notifier import Keeping
 from tests.disk import room_for
 from tests.flow.shop import Person, Shop, open_house, sync, write_canvas
 from tests.postgres import PostgresServer
-from tests.webhook import NOTIFY, Webhook, running_webhook
+from tests.webhook import NOTIFY, Webhook
 
 
 @pytest.fixture(autouse=True)
@@ -42,24 +42,6 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(standstill, "Variable", fake)
     monkeypatch.setattr(standstill, "SETTLES_S", 0.0)
     return kept
-
-
-@pytest.fixture
-def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    with running_webhook() as server:
-        monkeypatch.setenv("AIRFLOW_CONN_CHAT", f"http://127.0.0.1:{server.server_port}")
-        yield server
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with running_sandbox(limit=60_000) as running:
-        yield running
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path / "shop.db")
 
 
 @pytest.fixture

@@ -16,16 +16,9 @@ from criteo_provider.operators.tell import CriteoTellOperator
 from criteo_provider.settings.alerts import load_alerts
 from criteo_provider.wiring import House
 from tests.flow.shop import open_house, sync, write_canvas
-from tests.webhook import HTTP_NOTIFIER, NOTIFY, Webhook, running_webhook
+from tests.webhook import HTTP_NOTIFIER, NOTIFY, Webhook
 
 BROKEN = "Trouble with source vip: The query has no column 'email'."
-
-
-@pytest.fixture
-def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
-    with running_webhook() as server:
-        monkeypatch.setenv("AIRFLOW_CONN_CHAT", f"http://127.0.0.1:{server.server_port}")
-        yield server
 
 
 @pytest.fixture

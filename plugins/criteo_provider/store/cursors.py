@@ -84,7 +84,7 @@ def completed_units(connection: Connection, canvas_id: str, units: Sequence[str]
     """Return those of ``units`` that are finished."""
     by_digest = {unit_digest(unit): unit for unit in units}
     done: set[str] = set()
-    for digests in slices(list(by_digest)):  # type: ignore[arg-type]
+    for digests in slices(list(by_digest)):
         found = connection.execute(_FINISHED, {"canvas": canvas_id, "digests": list(digests)}).scalars()
         done.update(by_digest[bytes(digest)] for digest in found)
     return done

@@ -225,7 +225,7 @@ def _found(
         asked[one.kind].update(one.marks if sieve is None else sieve.pass_through(one.marks))
     found: dict[str, dict[bytes, list[Row[Any]]]] = defaultdict(lambda: defaultdict(list))
     for kind, marks in asked.items():
-        for some in slices(list(marks)):  # type: ignore[arg-type]
+        for some in slices(list(marks)):
             query = select(opt_out).where(opt_out.c.kind == kind, opt_out.c.mark.in_(some), opt_out.c.id > after_id)
             if upto_id is not None:
                 query = query.where(opt_out.c.id <= upto_id)
@@ -276,7 +276,7 @@ def _latest(
         by_kind[one.kind].add(one.mark)
     stand: dict[tuple[str, bytes], tuple[int, int | None] | None] = {}
     for kind, marks in by_kind.items():
-        for some in slices(list(marks)):  # type: ignore[arg-type]
+        for some in slices(list(marks)):
             query = select(opt_out.c.id, opt_out.c.mark, opt_out.c.until_us).where(
                 opt_out.c.kind == kind, opt_out.c.mark.in_(some), opt_out.c.feed == feed
             )

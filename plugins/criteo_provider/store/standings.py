@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, insert, select, update
@@ -124,7 +124,10 @@ def spans_from_text(text: str) -> tuple[Span, ...]:
     return tuple(Span(first, last) for first, last in msgspec.json.decode(text))
 
 
-def slices(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+_T = TypeVar("_T")
+
+
+def slices(ids: Sequence[_T]) -> Iterable[Sequence[_T]]:
     """Cut a list of ids into pieces that fit one statement."""
     return (ids[at : at + SLICE] for at in range(0, len(ids), SLICE))
 
