@@ -227,6 +227,7 @@ class Books:
             pass  # it is another by now
         elif isinstance(outcome, (AccessLost, AudienceGone)):
             scope = outcome.scope if isinstance(outcome, AccessLost) else "audience"
+            self.wider_works(scope)
             self.trouble_met(scope, _keys(claimed)[scope], now_us, again=False)
         elif isinstance(outcome, Busy):
             self._found_out_nothing(claimed)
@@ -237,6 +238,13 @@ class Books:
             self.first_trouble_us = now_us
         if again or (scope, key) not in self.probed:
             self.probed[scope, key] = now_us
+
+    def wider_works(self, blamed: str) -> None:
+        """Criteo has blamed this, so it has let us in where that leads to."""
+        wider = {"ad_account": [("connection", CONNECTION)]}
+        wider["audience"] = [*wider["ad_account"], ("ad_account", AD_ACCOUNT_KEY)]
+        for key in wider.get(blamed, ()):
+            self.probed.pop(key, None)
 
     def trouble_over(self, audience_id: int) -> None:
         """An audience was found, so all that leads there works."""

@@ -152,7 +152,11 @@ class Hearing:
     def _heard_release(self, _done: None, claimed: ClaimedRequest, *, now_us: int) -> None:
         self.oracle.released(claimed)
 
-    def _heard_trouble(self, _new: bool, scope: str, key: str, *, now_us: int, **_: Any) -> None:
+    def _heard_trouble(
+        self, _new: bool, scope: str, key: str, *, now_us: int, is_answer: bool = False, **_: Any
+    ) -> None:
+        if is_answer:
+            self.oracle.wider_works(scope)
         self.oracle.trouble_met(scope, key, min(now_us, self.schedule.now_us), again=True)
 
     def _heard_resolved(self, _done: None, audience_id: int, criteo_id: str, **_: Any) -> None:

@@ -209,6 +209,12 @@ MUTATIONS = (
         "troubles.put_off(connection, lane.audience_id, lane.ad_account, now_us)",
         "pass",
     ),
+    Mutation(
+        "an answer that blames the list leaves the token in doubt",
+        "store/settle.py",
+        "vouch_for_wider(connection, scope, key, now_us=now_us)",
+        "pass",
+    ),
     # launches and deleted lists
     Mutation(
         "a canvas whose audience another process is at is launched without it",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from criteo_provider.core.outcome import AccessLost, AudienceGone, Busy, Unavailable
+from criteo_provider.core.outcome import AccessLost, AudienceGone, Busy, Outcome, Unavailable
 from tests.world import HOUR_US, World, canvas, crowd, step
 
 LOST = AccessLost("connection", "token-refused", "Criteo refuses the access token.")
 GONE = AudienceGone("audience-gone", "The audience is not at Criteo any more.")
 
 
-def fail(world: World, outcome: AccessLost | AudienceGone | Unavailable) -> None:
+def fail(world: World, outcome: Outcome) -> None:
     """Let the next request end like this."""
-    claimed = world.claim()
+    claimed = world.claim() or world.claim_retry()
     assert claimed is not None
     world.settle(claimed, outcome)
 
@@ -186,3 +186,39 @@ def test_a_probe_that_found_out_nothing_goes_again_at_once(world: World, unsent:
     assert world.claim_retry() is None, "one probe at a time"
     world.settle(again)
     assert world.numbers("add") == (3, 3, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("blamed", "ended"),
+    [
+        (GONE, {"connection", "ad_account"}),
+        (AccessLost("ad_account", "forbidden", "No permission for ad account 1001."), {"connection"}),
+        (LOST, set()),
+    ],
+    ids=lambda one: getattr(one, "code", None),
+)
+def test_who_blames_one_thing_vouches_for_what_leads_there(world: World, blamed: Outcome, ended: set[str]) -> None:
+    """An answer that blames an audience or ad account ends the troubles of what is wider, and says so, once."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    fail(world, LOST)
+    world.ledger.trouble("ad_account", "criteo_default/1001", code="forbidden", sentence="No.", now_us=world.now_us)
+    world.ledger.take_news(now_us=world.now_us)
+    world.pass_time(16 * 60)
+    fail(world, blamed)
+    left = {row.scope for row in world.ledger.troubles()}
+    assert {"connection", "ad_account"} - left == ended
+    told = world.ledger.take_news(now_us=world.now_us)
+    assert ("Over, connection criteo_default works again" in " ".join(told)) is ("connection" in ended)
+
+
+def test_a_look_up_that_finds_no_list_vouches_for_the_token(world: World) -> None:
+    """Criteo, asked for an audience and saying there is none, has let us in: the connection's trouble is over."""
+    world.declare(canvas("vip", step("add")))
+    connection = {"code": "token-refused", "sentence": "Criteo refuses the access token."}
+    world.ledger.trouble("connection", "criteo_default", **connection, now_us=world.now_us)
+    nobody = {"code": "audience-not-created-yet", "sentence": "There is no such audience yet."}
+    world.ledger.trouble("audience", "1", **nobody, now_us=world.now_us)
+    assert {row.scope for row in world.ledger.troubles()} == {"connection", "audience"}
+    world.ledger.trouble("audience", "1", **nobody, now_us=world.now_us, is_answer=True)
+    assert {row.scope for row in world.ledger.troubles()} == {"audience"}

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect
 from criteo_provider.sandbox.running import Sandbox, running_sandbox
 from tests.flow.shop import sync, write_canvas
 from tests.ui import scene
-from tests.ui.test_browser import AIRFLOW, _running, _wait, browser, keep_picture
+from tests.ui.test_browser import AIRFLOW, PATIENCE_MS, READY_WITHIN_S, _running, _wait, browser, keep_picture
 from tests.ui.test_browser import pytestmark as pytestmark
 
 __all__ = ["browser"]
@@ -60,7 +60,7 @@ def airflow(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Itera
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "_AIRFLOW"))}
     env |= {"AIRFLOW_HOME": str(home), **{f"AIRFLOW__{name.upper()}": value for name, value in settings.items()}}
     sandbox.application(redirect_uris=[f"{address}/audience-sync/oauth/callback"], limit=60_000)
-    subprocess.run([AIRFLOW, "db", "migrate"], env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run([AIRFLOW, "db", "migrate"], env=env, check=True, capture_output=True, timeout=READY_WITHIN_S)
     log = home / "api.log"
     with _running(["api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], env, log):
         _wait(f"{address}/api/v2/monitor/health", log)
@@ -80,6 +80,7 @@ def sign_in(browser: Browser, airflow: str) -> Iterator[Open]:
 
     def make(name: str = "ada", theme: str = "light") -> Page:
         context = browser.new_context(viewport={"width": 1360, "height": 900}, reduced_motion="reduce")
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         answer = context.request.post(f"{airflow}/auth/token", data={"username": name, "password": name})
         cookie = {"name": "_token", "value": answer.json()["access_token"], "url": f"{airflow}/", "sameSite": "Lax"}
@@ -91,7 +92,7 @@ def sign_in(browser: Browser, airflow: str) -> Iterator[Open]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(f"{airflow}/plugin/audience_sync")
         framed(page).get_by_role("link", name="Accounts").click()
-        expect(framed(page).get_by_role("heading", name="Accounts", exact=True)).to_be_visible(timeout=20_000)
+        expect(framed(page).get_by_role("heading", name="Accounts", exact=True)).to_be_visible()
         return page
 
     yield make
@@ -116,12 +117,12 @@ def be_quick(airflow: str) -> None:
 
 def consent(page: Page, *, only: str | None = None, cancel: bool = False) -> None:
     """Decide on Criteo's page, which fills the window."""
-    expect(page.get_by_role("heading", name="Sandbox Criteo")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Sandbox Criteo")).to_be_visible()
     if only:
         for box in page.get_by_role("checkbox").all():
             box.set_checked(box.get_attribute("value") == only)
     page.get_by_role("button", name="Cancel" if cancel else "Approve").click()
-    expect(page).to_have_url(re.compile("/airflow/plugin/audience_sync"), timeout=20_000)
+    expect(page).to_have_url(re.compile("/airflow/plugin/audience_sync"))
 
 
 def row_of(page: Page, name: str) -> str:
@@ -156,12 +157,12 @@ def test_the_first_ten_minutes(sign_in: Open, sandbox: Sandbox, airflow: str) ->
     frame.get_by_role("button", name="Connect", exact=True).click()
     consent(page)
     dialog = frame.get_by_role("dialog", name="Choose ad accounts")
-    expect(dialog.get_by_role("checkbox", name=re.compile("Example Shop DE"))).to_be_checked(timeout=30_000)
+    expect(dialog.get_by_role("checkbox", name=re.compile("Example Shop DE"))).to_be_checked()
     expect(dialog).to_contain_text("used by vip / elsewhere")
     keep_picture(page, "accounts_choose")
     dialog.get_by_role("button", name="Use these").click()
-    expect(frame.get_by_role("status")).to_have_text(f"{CONNECTION} works.", timeout=30_000)
-    expect(frame.get_by_role("row", name="1001")).to_contain_text("Works", timeout=20_000)
+    expect(frame.get_by_role("status")).to_have_text(f"{CONNECTION} works.")
+    expect(frame.get_by_role("row", name="1001")).to_contain_text("Works")
     assert "Chosen by ada" in row_of(page, "1002")
     expect(frame.get_by_text("Connected by ada")).to_be_visible()
     keep_picture(page, "accounts_connected")
@@ -178,27 +179,27 @@ def test_the_first_ten_minutes(sign_in: Open, sandbox: Sandbox, airflow: str) ->
     expect(frame.get_by_role("row", name="1002")).to_contain_text("was disconnected by ada")
     keep_picture(page, "accounts_disconnected")
     frame.get_by_role("button", name="Reconnect Example Shop DE (1002)").click()
-    expect(frame.get_by_role("row", name="1002")).to_contain_text("Works", timeout=20_000)
+    expect(frame.get_by_role("row", name="1002")).to_contain_text("Works")
 
     other = sign_in("bob")
     theirs = framed(other)
     theirs.get_by_role("button", name="Reconnect", exact=True).click()
     consent(other, only="1001")
     dialog = theirs.get_by_role("dialog", name="Choose ad accounts")
-    expect(dialog).to_contain_text("Another consent is in force", timeout=30_000)
+    expect(dialog).to_contain_text("Another consent is in force")
     dialog.get_by_role("button", name="Use these").click()
-    expect(theirs.get_by_text("The new consent does not reach everything")).to_be_visible(timeout=30_000)
+    expect(theirs.get_by_text("The new consent does not reach everything")).to_be_visible()
     expect(
         theirs.get_by_text("Ad account 1002: the new consent does not cover it; used by vip / elsewhere.")
     ).to_be_visible()
     keep_picture(other, "accounts_handover")
     theirs.get_by_role("button", name="Keep the old consent").click()
-    expect(theirs.get_by_text("The new consent does not reach everything")).to_be_hidden(timeout=20_000)
+    expect(theirs.get_by_text("The new consent does not reach everything")).to_be_hidden()
     expect(theirs.get_by_text("Connected by ada")).to_be_visible()
     theirs.get_by_role("button", name="Reconnect", exact=True).click()
     consent(other)
-    theirs.get_by_role("dialog").get_by_role("button", name="Use these").click(timeout=30_000)
-    expect(theirs.get_by_text("Connected by bob")).to_be_visible(timeout=30_000)
+    theirs.get_by_role("dialog").get_by_role("button", name="Use these").click()
+    expect(theirs.get_by_text("Connected by bob")).to_be_visible()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -206,7 +207,7 @@ def test_who_may_only_read(sign_in: Open, theme: str) -> None:
     """A viewer sees every account in Airflow's colours and finds no button that changes anything; all has a name."""
     page = sign_in("val", theme)
     frame = framed(page)
-    expect(frame.get_by_role("row", name="1001")).to_be_visible(timeout=20_000)
+    expect(frame.get_by_role("row", name="1001")).to_be_visible()
     buttons = [one for one in frame.get_by_role("button").all() if one.is_visible()]
     assert buttons == []
     inside = page.frames[1]
@@ -223,7 +224,7 @@ def test_with_the_keyboard_alone(sign_in: Open) -> None:
     page = sign_in("ada", "dark")
     frame = framed(page)
     start = frame.get_by_role("button", name="Connect Criteo")
-    expect(start).to_be_visible(timeout=20_000)
+    expect(start).to_be_visible()
     start.focus()
     page.keyboard.press("Enter")
     dialog = frame.get_by_role("dialog", name="Connect Criteo")

@@ -24,7 +24,8 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwr
 from tests.ui import scene
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
-READY_WITHIN_S = 90
+# However busy this machine is with the rest of the suite.
+READY_WITHIN_S, PATIENCE_MS = 400, 60_000
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -32,7 +33,6 @@ QUIET = [
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
 ]
 AIRFLOW = Path(sys.executable).with_name("airflow")
@@ -70,7 +70,7 @@ def airflow(home: Path) -> Iterator[str]:
     }
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW_", "_AIRFLOW"))}
     env |= {"AIRFLOW_HOME": str(home), **{f"AIRFLOW__{name.upper()}": value for name, value in settings.items()}}
-    subprocess.run([AIRFLOW, "db", "migrate"], env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run([AIRFLOW, "db", "migrate"], env=env, check=True, capture_output=True, timeout=READY_WITHIN_S)
     with _running(["api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], env, home / "api.log"):
         _wait(f"{address}/api/v2/monitor/health", home / "api.log")
         yield address
@@ -104,7 +104,8 @@ def _wait(url: str, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, which takes everything it shows from this machine."""
+    """Chromium, which takes everything it shows from this machine, and may be slow beside the other tests."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
@@ -119,6 +120,7 @@ def login(browser: Browser, airflow: str) -> Iterator[Login]:
 
     def make(theme: str = "light", *, trouble_expected: bool = False) -> Page:
         context = browser.new_context(viewport={"width": 1440, "height": 1000})
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         answer = context.request.post(f"{airflow}/auth/token", data={"username": "viewer", "password": "viewer"})
         cookie = {"name": "_token", "value": answer.json()["access_token"], "url": f"{airflow}/", "httpOnly": True}
@@ -140,7 +142,7 @@ def framed(page: Page, airflow: str) -> FrameLocator:
     """Open our page where people find it, and return what is in Airflow's frame."""
     page.goto(f"{airflow}/plugin/audience_sync")
     frame = page.frame_locator("iframe[title='Audiences']")
-    expect(frame.get_by_role("row", name="add_vip")).to_be_visible(timeout=20_000)
+    expect(frame.get_by_role("row", name="add_vip")).to_be_visible()
     return frame
 
 
@@ -210,7 +212,7 @@ def test_numbers_come_by_themselves(login: Login, airflow: str, home: Path) -> N
     keep_picture(page, "audiences_reasons")
     before = frame.get_by_role("row", name="add_vip").get_by_role("cell").nth(1).inner_text()
     scene.enter_more(f"sqlite:///{home / 'ledger.db'}", home / "include", 1_000)
-    expect(frame.get_by_role("row", name="add_vip").get_by_role("cell").nth(1)).not_to_have_text(before, timeout=20_000)
+    expect(frame.get_by_role("row", name="add_vip").get_by_role("cell").nth(1)).not_to_have_text(before)
     expect(reasons).to_have_count(2)
     expect(why).to_be_focused()
 
@@ -326,7 +328,7 @@ def test_a_session_that_ends(login: Login, airflow: str) -> None:
     page = login(trouble_expected=True)
     frame = framed(page, airflow)
     page.context.clear_cookies()
-    expect(frame.get_by_role("status")).to_contain_text("session has ended", timeout=20_000)
+    expect(frame.get_by_role("status")).to_contain_text("session has ended")
     expect(frame.get_by_role("row", name="add_vip")).to_be_visible()
     keep_picture(page, "audiences_session_ended")
     frame.get_by_role("link", name="Sign in").click()
@@ -339,7 +341,7 @@ def test_an_airflow_that_does_not_answer(login: Login, airflow: str) -> None:
     page = login(trouble_expected=True)
     frame = framed(page, airflow)
     page.context.set_offline(True)
-    expect(frame.get_by_role("status")).to_contain_text("Airflow does not answer", timeout=20_000)
+    expect(frame.get_by_role("status")).to_contain_text("Airflow does not answer")
     keep_picture(page, "audiences_offline")
     page.context.set_offline(False)
-    expect(frame.get_by_role("status")).to_have_text("3 things to mend.", timeout=20_000)
+    expect(frame.get_by_role("status")).to_have_text("3 things to mend.")

@@ -29,7 +29,9 @@ class AudienceLedger(Protocol):
 
     def resolved(self, audience_id: int, criteo_id: str, *, created: bool, now_us: int) -> None: ...
 
-    def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool: ...
+    def trouble(
+        self, scope: str, key: str, *, code: str, sentence: str, now_us: int, is_answer: bool = False
+    ) -> bool: ...
 
 
 class AudienceDesk(Protocol):
@@ -68,10 +70,13 @@ def resolve_audiences(
                 ledger.trouble("connection", connection_id, code=error.code, sentence=str(error), now_us=now_us())
                 return known
             key = f"{connection_id}/{ad_account}"
-            ledger.trouble(error.scope, key, code=error.code, sentence=str(error), now_us=now_us())
+            ledger.trouble(error.scope, key, code=error.code, sentence=str(error), now_us=now_us(), is_answer=True)
             lost.add(ad_account)
         except (Refused, AudienceGone, Unavailable) as error:
-            ledger.trouble("audience", str(audience_id), code=error.code, sentence=str(error), now_us=now_us())
+            heard = not isinstance(error, Unavailable)
+            ledger.trouble(
+                "audience", str(audience_id), code=error.code, sentence=str(error), now_us=now_us(), is_answer=heard
+            )
         except Busy:
             ledger.give_back_audiences([one[0] for one in wanted[number:]])
             return known

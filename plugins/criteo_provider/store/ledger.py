@@ -236,10 +236,15 @@ class Ledger:
             lambda connection: audiences.resolved(connection, audience_id, criteo_id, created=created, now_us=now_us)
         )
 
-    def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int) -> bool:
-        """Remember a trouble; True when it is new."""
+    def trouble(self, scope: str, key: str, *, code: str, sentence: str, now_us: int, is_answer: bool = False) -> bool:
+        """Remember a trouble; True when it is new.
+
+        ``is_answer``: Criteo itself has blamed ``scope`` and nothing wider, so that works.
+        """
 
         def verb(connection: Connection) -> bool:
+            if is_answer:
+                troubles.vouch_for_wider(connection, scope, key, now_us=now_us)
             new = troubles.open_trouble(connection, scope, key, code=code, sentence=sentence, now_us=now_us)
             if not new:
                 troubles.put_off_probe(connection, scope, key, now_us=now_us)

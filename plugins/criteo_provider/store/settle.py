@@ -29,7 +29,14 @@ from criteo_provider.store.narrow import judged, narrow
 from criteo_provider.store.reopen import close, reopen, retry_later
 from criteo_provider.store.schema import audience, canvas, part, request, stage, step, trouble
 from criteo_provider.store.standings import refold, slices
-from criteo_provider.store.troubles import audiences_of, give_probe_back, heal, keys_of, open_trouble
+from criteo_provider.store.troubles import (
+    audiences_of,
+    give_probe_back,
+    heal,
+    keys_of,
+    open_trouble,
+    vouch_for_wider,
+)
 from criteo_provider.store.unwanted import close_unwanted
 
 _UNNAMED = "Criteo counts invalid identifiers it does not name; they are looked for."
@@ -260,6 +267,7 @@ def _stop(
 ) -> None:
     connection_id = _connection_id(connection, claimed.audience_id)
     key = keys_of(claimed.audience_id, connection_id, claimed.ad_account)[scope]
+    vouch_for_wider(connection, scope, key, now_us=now_us)
     # A claim has put off the next probe already; what was in flight when the trouble began is none.
     open_trouble(connection, scope, key, code=outcome.code, sentence=outcome.sentence, now_us=now_us)
 

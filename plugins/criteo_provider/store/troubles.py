@@ -260,6 +260,20 @@ _THERE = (
 )
 
 
+def vouch_for_wider(connection: Connection, scope: str, key: str, *, now_us: int) -> None:
+    """Forget the troubles of what leads to ``scope``: Criteo, which blames no more than that, has just let us in."""
+    if scope == "ad_account":
+        close_trouble(connection, "connection", key.rpartition("/")[0], now_us=now_us, but=BY_CHOICE)
+    elif scope == "audience":
+        row = connection.execute(_PLACE, {"audience": int(key)}).one()
+        for wider, its_key in keys_of(int(key), row.connection_id, row.ad_account).items():
+            if wider != scope:
+                close_trouble(connection, wider, its_key, now_us=now_us, but=BY_CHOICE)
+
+
+_PLACE = select(audience.c.connection_id, audience.c.ad_account).where(audience.c.id == bindparam("audience"))
+
+
 def keys_of(audience_id: int, connection_id: str, ad_account: str) -> dict[str, str]:
     """Name the troubles that would stop an audience, by scope."""
     return {
