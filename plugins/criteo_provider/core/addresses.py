@@ -78,19 +78,24 @@ def normalised_addresses(values: Sequence[object]) -> list[bytes | None]:
     for start in range(0, len(present), _BLOCK):
         block = present[start : start + _BLOCK]
         found += _plain_addresses(block) or [_encoded(normalise_address(value)) for value in block]
-    return spread(found, values)
+    if len(present) == len(values):
+        return found
+    return spread(found, [row for row, value in enumerate(values) if value is None])
 
 
 def _encoded(address: str | None) -> bytes | None:
     return None if address is None else address.encode()
 
 
-def spread(found: list[T], values: Sequence[object]) -> list[T | None]:
-    """Put what was found for all values but None back in its place."""
-    if len(found) == len(values):
+def spread(found: list[T], holes: Sequence[int]) -> list[T | None]:
+    """Put what was found for all rows but these back into its rows; ``holes`` ascend."""
+    if not holes:
         return [*found]
-    following = iter(found)
-    return [None if value is None else next(following) for value in values]
+    rows: list[T | None] = []
+    for before, hole in enumerate(holes):
+        rows += found[len(rows) - before : hole - before]
+        rows.append(None)
+    return rows + found[len(rows) - len(holes) :]
 
 
 def _sha256_column(addresses: Sequence[bytes]) -> list[bytes]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain, compress, pairwise, repeat
 from typing import TypeVar
 
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span, Status
@@ -12,10 +13,28 @@ from criteo_provider.core.standing import Stand
 
 Values = Sequence[bytes | None]
 FormKey = tuple[str, int | None]
+# Which forms a person has, and why which fields are lacking.
+Kind = tuple[tuple[bool, ...], tuple[Reason | None, ...]]
 T = TypeVar("T")
 
 # Which reason is told when a user lacks several chosen fields: the one a data team can act on first.
 _WORST_FIRST = (Reason.MALFORMED, Reason.BLANK, Reason.MISSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """The people of one chunk but for their keys; ``others`` are the places of those who lack something.
+
+    In the chunk, whoever lacks nothing stands first, in the order they came, and behind them stand ``others``.
+    """
+
+    others: Sequence[int]
+    forms: tuple[PackedForm, ...]
+    shortfalls: tuple[Shortfall, ...]
+
+    def named(self, user_keys: Sequence[str]) -> SealedPeople:
+        """Give these people their keys, which come in the order the people came in."""
+        return SealedPeople(tuple(_picked(user_keys, self.others)), self.forms, self.shortfalls)
 
 
 def pack(
@@ -29,20 +48,31 @@ def pack(
     ``values`` holds one column per identifier form, ``lacking`` one per field (the reason, None where usable);
     all columns are as long as ``user_keys``. ``encode(values, form)`` makes the stored bytes.
     """
-    order, groups = _grouped([*values.values()], [*lacking.values()], len(user_keys))
+    return pack_unnamed(len(user_keys), values, lacking, encode).named(user_keys)
+
+
+def pack_unnamed(
+    people: int,
+    values: Mapping[FormKey, Values],
+    lacking: Mapping[str, Sequence[Reason | None]],
+    encode: Callable[[Sequence[bytes], str], bytes],
+) -> Unnamed:
+    """Pack so many people without their keys; otherwise as ``pack``."""
+    others, groups = _grouped([*values.values()], [*lacking.values()], people)
     forms = []
     for number, ((form, caller_id), column) in enumerate(values.items()):
         present = _spans(span for span, (has, _) in groups if has[number])
-        held = [value for value in _picked(column, order) if value is not None]
+        picked = _picked(column, others)
+        held = [*chain.from_iterable(picked[span.first : span.last] for span in present)]
         if held:
-            forms.append(PackedForm(form, caller_id, present, len(held), encode(held, form)))
+            forms.append(PackedForm(form, caller_id, present, len(held), encode(held, form)))  # type: ignore[arg-type]
     shortfalls = [
         Shortfall(field, span, reason)
         for number, field in enumerate(lacking)
         for span, (_, reasons) in groups
         if (reason := reasons[number]) is not None
     ]
-    return SealedPeople(tuple(_picked(user_keys, order)), tuple(forms), tuple(shortfalls))
+    return Unnamed(others, tuple(forms), tuple(shortfalls))
 
 
 def unsendable(people: SealedPeople, forms: Collection[str], fields: Collection[str]) -> tuple[Stand, ...]:
@@ -69,24 +99,35 @@ def unsendable(people: SealedPeople, forms: Collection[str], fields: Collection[
 
 def _grouped(
     values: Sequence[Values], lacking: Sequence[Sequence[Reason | None]], people: int
-) -> tuple[list[int] | None, list[tuple[Span, tuple[tuple[bool, ...], tuple[Reason | None, ...]]]]]:
-    if not any(None in column for column in values) and not any(map(any, lacking)):
-        everybody = (Span(0, people), ((True,) * len(values), (None,) * len(lacking)))
-        return None, [everybody] if people else []
-    has_columns = [[value is not None for value in column] for column in values]
-    members: dict[tuple[bool | Reason | None, ...], list[int]] = defaultdict(list)
-    for person, signature in enumerate(zip(*has_columns, *lacking, strict=True)):
-        members[signature].append(person)
-    groups, first = [], 0
-    for signature, alike in members.items():
-        span = Span(first, first := first + len(alike))
-        groups.append((span, (signature[: len(values)], signature[len(values) :])))
-    order = [person for alike in members.values() for person in alike]
-    return (order if len(groups) > 1 else None), groups  # type: ignore[return-value]
+) -> tuple[list[int], list[tuple[Span, Kind]]]:
+    """Tell where those stand who lack something, as they are to stand, and which spans are of which kind then.
+
+    Most people lack nothing: what is done for each of the others is not done for them.
+    """
+    lacks = {place for column in values for place, value in enumerate(column) if value is None}
+    lacks.update(*(compress(range(people), column) for column in lacking))
+    places = sorted(lacks)
+    members: dict[Kind, list[int]] = defaultdict(list)
+    has = zip(*([column[place] is not None for place in places] for column in values), strict=True)
+    whys = zip(*([column[place] for place in places] for column in lacking), strict=True)
+    nothing = repeat((), len(places))
+    for place, *kind in zip(places, has if values else nothing, whys if lacking else nothing, strict=True):
+        members[tuple(kind)].append(place)  # type: ignore[index]
+    whole = people - len(places)
+    groups = [(Span(0, whole), ((True,) * len(values), (None,) * len(lacking)))] if whole else []
+    for kind, alike in members.items():  # type: ignore[assignment]
+        groups.append((Span(whole, whole := whole + len(alike)), kind))  # type: ignore[arg-type]
+    return [place for alike in members.values() for place in alike], groups  # type: ignore[return-value]
 
 
-def _picked(column: Sequence[T], order: list[int] | None) -> Sequence[T]:
-    return column if order is None else list(map(column.__getitem__, order))
+def _picked(column: Sequence[T], others: Sequence[int]) -> Sequence[T]:
+    """Put a column into the order of the chunk."""
+    if not others:
+        return column
+    stays = bytearray(b"\1") * len(column)
+    for place in others:
+        stays[place] = 0
+    return [*compress(column, stays), *map(column.__getitem__, others)]
 
 
 def _spans(pieces: Iterable[Span]) -> tuple[Span, ...]:

@@ -130,10 +130,11 @@ _HASHES_OF_NOTHING = frozenset(digest for column in HASH_COLUMN.values() for dig
 
 def _emails(values: Sequence[object], hashes: Sequence[EmailHash], long_form: Form) -> Normalised:
     addresses = normalised_addresses(values)
-    usable = [address for address in addresses if address is not None]
-    columns = {name.form: spread(HASH_COLUMN[name.value](usable), addresses) for name in hashes} if usable else {}
+    others = [row for row, address in enumerate(addresses) if address is None]
+    usable = [*filter(None, addresses)]
+    columns = {name.form: spread(HASH_COLUMN[name.value](usable), others) for name in hashes} if usable else {}
     unusable: list[Unusable | None] = [None] * len(values)
-    for row in [row for row, address in enumerate(addresses) if address is None]:
+    for row in others:
         found = _hashed(values[row])
         if isinstance(found, bytes):
             form = long_form if len(found) == 32 else Form.EMAIL_MD5
@@ -198,7 +199,7 @@ def user_key(values: Sequence[object]) -> list[str | None]:
     A key that holds an ``@`` is kept as its SHA-256 in hexadecimal digits, normalised where it is an address;
     so is a key that is too long or holds control characters. A later look-up goes through the same function.
     """
-    if set(map(type, values)) == {int}:
+    if type(next(iter(values), None)) is int and set(map(type, values)) == {int}:
         values = [str(value) for value in values]
     return [*values] if _are_plain_keys(values) else [_user_key(value) for value in values]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import marshal
 import sys
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from itertools import compress
+from typing import IO, Any
 
 from criteo_provider.core import identifiers
-from criteo_provider.core.batching import pack
+from criteo_provider.core.batching import Unnamed, pack_unnamed
 from criteo_provider.core.identifiers import Form, Unusable
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
 
@@ -43,6 +45,10 @@ BeginPacking = Callable[[Sequence[FieldColumn], Sequence[str], Columns], Callabl
 
 def packed(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> SealedPeople:
     """Normalise, hash and pack people; ``columns`` are as long as ``keys``."""
+    return _unnamed(fields, len(keys), columns).named(keys)
+
+
+def _unnamed(fields: Sequence[FieldColumn], people: int, columns: Columns) -> Unnamed:
     values: dict[tuple[str, int | None], Sequence[bytes | None]] = {}
     lacking: dict[str, Sequence[Reason | None]] = {}
     for chosen in fields:
@@ -54,11 +60,11 @@ def packed(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns)
         )
         for form, column in read.values.items():
             values[(form.value, chosen.caller_id)] = column
-        usable = not any(read.unusable)
-        lacking[chosen.field] = (
-            [None] * len(keys) if usable else [None if why is None else _REASONS[why] for why in read.unusable]
-        )
-    return pack(keys, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
+        why: list[Reason | None] = [None] * people
+        for place in compress(range(people), read.unusable):
+            why[place] = _REASONS[read.unusable[place]]  # type: ignore[index]
+        lacking[chosen.field] = why
+    return pack_unnamed(people, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
 
 
 def pack_here(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
@@ -66,45 +72,50 @@ def pack_here(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Colum
     return lambda: packed(fields, keys, columns)
 
 
-def order_of(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> bytes | None:
+def order_of(fields: Sequence[FieldColumn], people: int, columns: Columns) -> bytes | None:
     """Write what is to be packed; None for values of other than the plain types, which are packed here."""
     chosen = [
         (one.field, one.column, one.caller_id, tuple(map(str, one.email_hashes)), str(one.email_input))
         for one in fields
     ]
     try:
-        return marshal.dumps((chosen, [*keys], {name: [*column] for name, column in columns.items()}))
+        return _message((chosen, people, {name: [*column] for name, column in columns.items()}))
     except ValueError:
         return None
 
 
-def packed_order(order: bytes) -> SealedPeople:
+def packed_order(order: bytes) -> Unnamed:
     """Pack what an order asks for."""
-    fields, keys, columns = marshal.loads(order)  # noqa: S302 - written by ``order_of``
-    return packed([FieldColumn(*chosen) for chosen in fields], keys, columns)
+    fields, people, columns = marshal.loads(order)  # noqa: S302 - written by ``order_of``
+    return _unnamed([FieldColumn(*chosen) for chosen in fields], people, columns)
 
 
-def parcel_of(people: SealedPeople) -> bytes:
+def parcel_of(people: Unnamed) -> bytes:
     """Write packed people."""
     forms = [
         (one.form, one.gum_caller_id, [(span.first, span.last) for span in one.present], one.count, one.blob)
         for one in people.forms
     ]
     shortfalls = [(short.field, short.span.first, short.span.last, short.reason.value) for short in people.shortfalls]
-    return marshal.dumps((people.user_keys, forms, shortfalls))
+    return _message((array("L", people.others).tobytes(), forms, shortfalls))
 
 
-def people_of(parcel: bytes) -> SealedPeople:
+def people_of(parcel: bytes) -> Unnamed:
     """Read packed people back."""
-    keys, forms, shortfalls = marshal.loads(parcel)  # noqa: S302 - written by our own process beside
-    return SealedPeople(
-        keys,
+    others, forms, shortfalls = marshal.loads(parcel)  # noqa: S302 - written by our own process beside
+    return Unnamed(
+        array("L", others).tolist(),
         tuple(
             PackedForm(form, caller_id, tuple(Span(first, last) for first, last in present), count, blob)
             for form, caller_id, present, count, blob in forms
         ),
         tuple(Shortfall(field, Span(first, last), Reason(reason)) for field, first, last, reason in shortfalls),
     )
+
+
+def _message(content: tuple[Any, ...]) -> bytes:
+    """Write plain values; from version 3 on the same value is looked for among those before, which takes longer."""
+    return marshal.dumps(content, 2)
 
 
 def write(pipe: IO[bytes], message: bytes) -> None:

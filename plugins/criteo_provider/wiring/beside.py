@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from criteo_provider.core.batching import Unnamed
 from criteo_provider.core.model import SealedPeople
 from criteo_provider.flow import packing
 from criteo_provider.flow.packing import Columns, FieldColumn
@@ -44,12 +45,12 @@ class Beside:
         """Begin to pack, and return what waits for the result; a result may be left where it is."""
         if len(keys) < WORTH_SENDING or self._is_over:
             return packing.pack_here(fields, keys, columns)
-        order = packing.order_of(fields, keys, columns)
+        order = packing.order_of(fields, len(keys), columns)
         if order is None or not self._has_process():
             return packing.pack_here(fields, keys, columns)
-        # From here on the order is all that is kept of these people.
+        # From here on the order and the keys, which stay here, are all that is kept of these people.
         asked = self._carrier.submit(self._ask, order)
-        return lambda: (None if asked.cancelled() else asked.result()) or packing.packed_order(order)
+        return lambda: ((None if asked.cancelled() else asked.result()) or packing.packed_order(order)).named(keys)
 
     def close(self) -> None:
         """End the process; what it is packing just then is not waited for, if that takes long."""
@@ -65,7 +66,7 @@ class Beside:
                 self._is_over = True
         return self._process is not None
 
-    def _ask(self, order: bytes) -> SealedPeople | None:
+    def _ask(self, order: bytes) -> Unnamed | None:
         """Bring one order there and its result back; None when there is nobody (any more) to ask."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
