@@ -125,7 +125,7 @@ class _watched:
         self._doors: list[tuple[Any, str, str]] = [
             (identifiers, "user_key", "user key"),
             (identifiers, "normalise", "normalise + hash"),
-            (packing, "pack", "pack"),
+            (packing, "pack_unnamed", "pack"),
             (Rule, "mask", "rule"),
             (Ledger, "seal", "seal"),
         ]
