@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from cryptography.fernet import Fernet
 
-from bench.measure import Watch, cpu_of
+from bench.measure import Watch
 from criteo_provider.sandbox.running import Sandbox
 
 UNPACED = 60_000
@@ -42,6 +42,7 @@ class Drained:
     tidy_cpu_s: float
     """Of the same, after the last answer: the index of people, and the flush interval at the end."""
     helpers_cpu_s: float
+    """Of database server and sandbox, until the last answer as well."""
     peak_mb: float
     most_in_60_s: int
 
@@ -76,8 +77,9 @@ def drain(
         "include": str(include), "ledger_url": ledger_url, "criteo_url": sandbox.url, "shop": str(shop),
         "requests_per_minute": requests_per_minute, "key": key, "max_s": max_s,
     }  # fmt: skip
-    before_s, last_call = cpu_of(*helpers), len(sandbox.requests())
+    last_call = len(sandbox.requests())
     with ExitStack() as beside:
+        helping = [beside.enter_context(Watch(pid)) for pid in helpers]
         processes = [_start(wanted)]
         watches = [beside.enter_context(Watch(processes[0].pid))]
         while workers > 1 and not _sends(sandbox, last_call) and processes[0].poll() is None:
@@ -99,7 +101,7 @@ def drain(
         workers=tuple(answers),
         cpu_s=sum(watch.cpu_s(began_s, ended_s) for watch in watches),
         tidy_cpu_s=sum(watch.cpu_s(ended_s) for watch in watches),
-        helpers_cpu_s=cpu_of(*helpers) - before_s,
+        helpers_cpu_s=sum(watch.cpu_s(began_s, ended_s) for watch in helping),
         peak_mb=max(peaks),
         most_in_60_s=int(sandbox.rate(60.0)["largest"]),
     )
