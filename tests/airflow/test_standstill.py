@@ -133,6 +133,18 @@ def test_of_two_that_find_it_at_once_one_tells(variables: dict[str, str], monkey
     assert standstill.begin("No room.", "fresh") is False
 
 
+@pytest.mark.parametrize("edited", ["", "nothing", "[]", '{"sentence": "Full."}'])
+def test_what_was_edited_by_hand_is_no_standstill(
+    variables: dict[str, str], edited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Variable that holds something else stops no run, and the next standstill is told."""
+    monkeypatch.setattr(standstill, "SETTLES_S", 0.0)
+    variables[standstill.VARIABLE] = edited
+    assert standstill.known() is None
+    assert standstill.begin("The disk is full.", "fresh")
+    assert standstill.known() is not None
+
+
 def test_a_run_that_writes_little_ends_nothing(
     open_at: Callable[[str], Callable[[], House]], sqlite_url: str, webhook: Webhook
 ) -> None:

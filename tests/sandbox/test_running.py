@@ -114,9 +114,12 @@ def test_a_sandbox_dies_with_the_process_that_started_it() -> None:
         assert process.wait(20) == 0
 
 
-def test_an_interrupt_ends_it_in_silence() -> None:
-    """Ctrl-C is the way to stop it: no traceback, exit code 0."""
+@pytest.mark.parametrize("where", ["in a terminal", "in the background of a script"])
+def test_an_interrupt_ends_it_in_silence(where: str) -> None:
+    """Ctrl-C is the way to stop it: no traceback, exit code 0; a shell that let it ignore SIGINT does not matter."""
     command = [sys.executable, "-m", "criteo_provider.sandbox", "--port", "0"]
+    if where != "in a terminal":
+        command = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

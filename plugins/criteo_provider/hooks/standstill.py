@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
 from airflow.sdk import Variable
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "criteo_ledger_standstill"
 # Of two tasks that find it at once, the one that wrote last tells; so long the other may take to have written.
@@ -26,9 +29,13 @@ class Standstill:
 
 
 def known() -> Standstill | None:
-    """Return the standstill people were told of and that is not over."""
+    """Return the standstill people were told of and that is not over; what somebody has edited by hand is none."""
     kept = Variable.get(VARIABLE, default=None)
-    return Standstill(**json.loads(kept)) if kept else None
+    try:
+        return Standstill(**json.loads(kept)) if kept else None
+    except (ValueError, TypeError):
+        log.warning("The Airflow Variable %s holds nothing of ours; it is written anew when it is needed.", VARIABLE)
+        return None
 
 
 def begin(sentence: str, role: str) -> bool:

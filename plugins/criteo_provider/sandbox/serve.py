@@ -32,7 +32,19 @@ def listening_socket(port: int = 0) -> socket.socket:
     return sock
 
 
-def server_for(world: World) -> uvicorn.Server:
+class _Announced(uvicorn.Server):
+    """Says that it is there once it takes requests and, as important, signals."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+
+def server_for(world: World, announce: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """Return a uvicorn server of ``world``; run it with ``server.run(sockets=[...])``."""
     config = uvicorn.Config(
         _abortable(create_app(world)),
@@ -43,7 +55,7 @@ def server_for(world: World) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return _Announced(config, announce)
 
 
 def serve(
@@ -57,18 +69,13 @@ def serve(
 
     ``until_stdin_closes`` ends the server with the process that started it, however that one died.
     """
-    world = world or World.example()
     sock = listening_socket(port)
-    server = server_for(world)
+    said = f"The sandbox Criteo listens on http://{HOST}:{sock.getsockname()[1]}"
+    server = server_for(world or World.example(), lambda: ready(said))
     if until_stdin_closes:
         threading.Thread(target=_stop_at_eof, args=(server,), daemon=True).start()
-
-    async def announce_and_serve() -> None:
-        ready(f"The sandbox Criteo listens on http://{HOST}:{sock.getsockname()[1]}")
-        await server.serve(sockets=[sock])
-
     try:
-        asyncio.run(announce_and_serve())
+        asyncio.run(server.serve(sockets=[sock]))
     except KeyboardInterrupt:
         return
     finally:
