@@ -132,6 +132,30 @@ def test_failing_again_to_put_it_right_makes_nobody_errored(world: World) -> Non
 # --- several at once
 
 
+def test_what_is_sent_once_more_has_no_more_patience_than_the_request_it_repeats(world: World) -> None:
+    """A late request meets the last intent in flight: 13 hours after its first attempt those users are Errored."""
+    world.declare(canvas("one", step("one")), canvas("two", step("two", Operation.REMOVE)))
+    lists = Lists(world)
+    world.enter("one", crowd(range(6)))
+    stalled = world.claim(lease_s=60)
+    assert stalled is not None
+    world.pass_time(61)
+    lists.drain()
+    world.enter("two", crowd([2, 3]))
+    last = world.claim()
+    assert last is not None
+    world.settle(stalled, lists.take(stalled))
+    world.settle(last, DOWN)
+    for _ in range(26):
+        world.pass_time(1_795)
+        while (claimed := world.claim() or world.claim_retry()) is not None:
+            world.settle(claimed, DOWN)
+    assert world.numbers("two") == (2, 0, 0, 2, 0)
+    world.pass_time(200)
+    world.ledger.sweep(now_us=world.now_us)
+    assert world.numbers("two") == (2, 0, 0, 0, 2)
+
+
 def test_two_sweeps_and_two_claims_at_once_count_once(ledger_url: str) -> None:
     """Expired claims, deadlines and due people met by two processes at the same moment are dealt with once."""
     world = World(ledger_url)

@@ -60,7 +60,8 @@ def send_last_intents_again(
                 "request_id": None,
                 "attempts": 0,
                 "due_us": now_us,
-                "deadline_us": None,
+                # What is in flight has a clock, and its users no more patience; who was settled is asked for anew.
+                "deadline_us": rival.deadline_us if rival.state == PartState.CLAIMED else None,
                 "narrow_level": 0,
                 "narrow_root": None,
                 "narrow_group": None,
