@@ -39,11 +39,12 @@ LATE_COMMIT_S = 60.0
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_pages() -> Iterator[None]:
-    """Three rows are a page here, and six are far behind."""
+    """Three rows are a page here, and six are far behind; a machine that is slow for a moment seals no earlier."""
     with pytest.MonkeyPatch.context() as patch:
         for room in (enter, backlog):
             patch.setattr(room, "MAX_IDENTIFIERS", PAGE)
         patch.setattr(enter, "FAR_BEHIND_ROWS", FAR)
+        patch.setattr(enter, "SEAL_WITHIN_S", 3_600.0)
         patch.setattr(sql, "LOOK_ROWS", PAGE)
         patch.setattr(sql, "NEWEST_ROWS", 1)
         yield
