@@ -47,16 +47,21 @@ class Lists:
         pytest.fail("the drain does not end")
 
 
-def stalled_and_overtaken(world: World, first: Operation) -> tuple[Lists, ClaimedRequest]:
-    """Somebody claims and stalls; the claim is taken over, and the opposite of some of its people follows."""
-    other = first.opposite
-    world.declare(canvas("one", step("one", first)), canvas("two", step("two", other)))
+def stalled_and_taken_over(world: World, first: Operation) -> tuple[Lists, ClaimedRequest]:
+    """Somebody claims and stalls; the claim is taken over."""
+    world.declare(canvas("one", step("one", first)), canvas("two", step("two", first.opposite)))
     lists = Lists(world)
     world.enter("one", crowd(range(6)))
     stalled = world.claim(lease_s=60)
     assert stalled is not None
     world.pass_time(61)
     lists.drain()
+    return lists, stalled
+
+
+def stalled_and_overtaken(world: World, first: Operation) -> tuple[Lists, ClaimedRequest]:
+    """The same, and the opposite of some of its people follows."""
+    lists, stalled = stalled_and_taken_over(world, first)
     world.enter("two", crowd([2, 3, 9]))
     lists.drain()
     return lists, stalled
@@ -134,13 +139,7 @@ def test_failing_again_to_put_it_right_makes_nobody_errored(world: World) -> Non
 
 def test_what_is_sent_once_more_has_no_more_patience_than_the_request_it_repeats(world: World) -> None:
     """A late request meets the last intent in flight: 13 hours after its first attempt those users are Errored."""
-    world.declare(canvas("one", step("one")), canvas("two", step("two", Operation.REMOVE)))
-    lists = Lists(world)
-    world.enter("one", crowd(range(6)))
-    stalled = world.claim(lease_s=60)
-    assert stalled is not None
-    world.pass_time(61)
-    lists.drain()
+    lists, stalled = stalled_and_taken_over(world, Operation.ADD)
     world.enter("two", crowd([2, 3]))
     last = world.claim()
     assert last is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress, pairwise, repeat
+from itertools import compress, pairwise, repeat
 from typing import TypeVar
 
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span, Status
@@ -62,10 +62,9 @@ def pack_unnamed(
     forms = []
     for number, ((form, caller_id), column) in enumerate(values.items()):
         present = _spans(span for span, (has, _) in groups if has[number])
-        picked = _picked(column, others)
-        held = [*chain.from_iterable(picked[span.first : span.last] for span in present)]
+        held = [value for value in _picked(column, others) if value is not None]
         if held:
-            forms.append(PackedForm(form, caller_id, present, len(held), encode(held, form)))  # type: ignore[arg-type]
+            forms.append(PackedForm(form, caller_id, present, len(held), encode(held, form)))
     shortfalls = [
         Shortfall(field, span, reason)
         for number, field in enumerate(lacking)
@@ -107,17 +106,22 @@ def _grouped(
     lacks = {place for column in values for place, value in enumerate(column) if value is None}
     lacks.update(*(compress(range(people), column) for column in lacking))
     places = sorted(lacks)
+    has = _rows([[column[place] is not None for place in places] for column in values], len(places))
+    whys = _rows([[column[place] for place in places] for column in lacking], len(places))
     members: dict[Kind, list[int]] = defaultdict(list)
-    has = zip(*([column[place] is not None for place in places] for column in values), strict=True)
-    whys = zip(*([column[place] for place in places] for column in lacking), strict=True)
-    nothing = repeat((), len(places))
-    for place, *kind in zip(places, has if values else nothing, whys if lacking else nothing, strict=True):
-        members[tuple(kind)].append(place)  # type: ignore[index]
+    for place, kind in zip(places, zip(has, whys, strict=True), strict=True):
+        members[kind].append(place)
     whole = people - len(places)
-    groups = [(Span(0, whole), ((True,) * len(values), (None,) * len(lacking)))] if whole else []
-    for kind, alike in members.items():  # type: ignore[assignment]
-        groups.append((Span(whole, whole := whole + len(alike)), kind))  # type: ignore[arg-type]
-    return [place for alike in members.values() for place in alike], groups  # type: ignore[return-value]
+    groups: list[tuple[Span, Kind]] = []
+    if whole:
+        groups.append((Span(0, whole), ((True,) * len(values), (None,) * len(lacking))))
+    for kind, alike in members.items():
+        groups.append((Span(whole, whole := whole + len(alike)), kind))
+    return [place for alike in members.values() for place in alike], groups
+
+
+def _rows(columns: Sequence[Sequence[T]], rows: int) -> Iterable[tuple[T, ...]]:
+    return zip(*columns, strict=True) if columns else repeat((), rows)
 
 
 def _picked(column: Sequence[T], others: Sequence[int]) -> Sequence[T]:

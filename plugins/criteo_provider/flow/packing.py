@@ -11,7 +11,6 @@ import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import IO, Any
 
 from criteo_provider.core import identifiers
@@ -19,7 +18,7 @@ from criteo_provider.core.batching import Unnamed, pack_unnamed
 from criteo_provider.core.identifiers import Form, Unusable
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
 
-_REASONS = {
+_REASONS: Mapping[Unusable | None, Reason] = {
     Unusable.MISSING: Reason.MISSING,
     Unusable.BLANK: Reason.BLANK,
     Unusable.MALFORMED: Reason.MALFORMED,
@@ -60,10 +59,7 @@ def _unnamed(fields: Sequence[FieldColumn], people: int, columns: Columns) -> Un
         )
         for form, column in read.values.items():
             values[(form.value, chosen.caller_id)] = column
-        why: list[Reason | None] = [None] * people
-        for place in compress(range(people), read.unusable):
-            why[place] = _REASONS[read.unusable[place]]  # type: ignore[index]
-        lacking[chosen.field] = why
+        lacking[chosen.field] = [*map(_REASONS.get, read.unusable)]
     return pack_unnamed(people, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
 
 
