@@ -109,9 +109,17 @@ class Watch:
 
     def cpu_s(self, since_s: float, until_s: float = math.inf) -> float:
         """Return the CPU seconds used between two moments (monotonic), as far as was looked."""
-        before = [used for at_s, used in self._used if at_s <= since_s]
-        until = [used for at_s, used in self._used if at_s <= until_s]
-        return until[-1] - (before[-1] if before else 0.0) if until else 0.0
+        return max(0.0, self._used_until_s(until_s) - self._used_until_s(since_s))
+
+    def _used_until_s(self, moment_s: float) -> float:
+        """Between two looks, as if it had been used evenly: a short run may lie between them as a whole."""
+        before_s, before = -math.inf, 0.0
+        for at_s, used in self._used:
+            if at_s > moment_s:
+                share = (moment_s - before_s) / (at_s - before_s) if before_s > -math.inf else 0.0
+                return before + share * (used - before)
+            before_s, before = at_s, used
+        return before
 
     def _look(self) -> None:
         while not self._over.wait(0.2):

@@ -39,7 +39,8 @@ def test_a_quick_run_has_every_row(
             assert (engine, "growth", f"{question}, 1 million") in found
         ratios = [row for row in told["rows"] if row["engine"] == engine and row["part"] == "yardsticks"]
         assert len([row for row in ratios if row["per_yardstick"] != 1.0]) == 2
-    assert all(row["value"] > 0 for row in told["rows"])
+    # What a process of so small a run has used may be less than the hundredth of a second that is counted.
+    assert [row for row in told["rows"] if row["value"] <= 0 and "CPU of" not in row["what"]] == []
     assert "| normalise + hash |" in capsys.readouterr().out
     assert list((tmp_path / "work").iterdir()) == []
 
