@@ -25,7 +25,8 @@ class Slots:
     def __init__(self, stale: int = 0) -> None:
         self.taken, self.stale = 0, stale
 
-    def take(self, *, spacing: int = 1) -> Slots.Slot:
+    def take(self, *, spacing: int = 1, instead_of: Slots.Slot | None = None) -> Slots.Slot:
+        assert instead_of is None or not instead_of.fresh
         self.taken += 1
         self.stale -= 1
         return Slots.Slot(fresh=self.stale < 0)

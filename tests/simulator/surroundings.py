@@ -120,7 +120,7 @@ class Pacer:
     def queue_s(self) -> float:
         return max(0, self.due_us - self._schedule.real_us, self.hold_until_us - self._schedule.real_us) / 1e6
 
-    def take(self, *, spacing: int = 1) -> Slot:
+    def take(self, *, spacing: int = 1, instead_of: Slot | None = None) -> Slot:
         schedule = self._schedule
         schedule.park("slot")
         due_us = max(self.due_us, self.hold_until_us, schedule.real_us)

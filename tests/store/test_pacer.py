@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -17,13 +18,18 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from criteo_provider.core.errors import Busy
-from criteo_provider.core.pacing import HOLD_MAX_S, SECOND_US, reach_s
+from criteo_provider.core.pacing import HOLD_MAX_S, REMEMBERED, SECOND_US, reach_s
 from criteo_provider.store import pacer as pacer_module
 from criteo_provider.store.engine import open_engine
 from criteo_provider.store.pacer import Pacer, Slot, application_key, create, pacer_url
+from tests.slots import Row
 
 KEY = application_key("https://api.example.com", "made-up-client")
 START_US = 1_790_000_000 * SECOND_US
+OLDER_TABLE = (
+    "CREATE TABLE pacer (application VARCHAR(64) PRIMARY KEY, due_us BIGINT NOT NULL, hold_until_us BIGINT NOT NULL, "
+    "granted_limit INTEGER, refusals INTEGER NOT NULL)"
+)
 
 
 @pytest.fixture
@@ -103,47 +109,124 @@ def test_no_slot_is_handed_out_twice(engine: Engine) -> None:
 
 steps = st.one_of(
     st.tuples(st.just("pass"), st.integers(0, 400_000)),
+    st.tuples(st.just("pass"), st.integers(0, 5_000_000)),
     st.tuples(st.just("reserve"), st.integers(0, 3_000_000)),
+    st.tuples(st.just("reserve"), st.integers(0, 60_000_000)),
+    st.tuples(st.just("give back"), st.integers(0, 3)),
     st.tuples(st.just("hold"), st.integers(1, 2_000_000)),
     st.tuples(st.just("grant"), st.integers(1, 600)),
 )
 
 
 @settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(played=st.lists(steps, max_size=25))
-def test_the_sql_does_what_the_proof_assumes(engine: Engine, set_clock: Any, played: list[tuple[str, int]]) -> None:
+@given(limit=st.sampled_from([3, 7, 250]), played=st.lists(steps, max_size=40))
+def test_the_sql_does_what_the_proof_assumes(
+    engine: Engine, set_clock: Any, limit: int, played: list[tuple[str, int]]
+) -> None:
     """Played step by step on a clock that stands still, the row moves exactly as in the property test."""
-    pacer = Pacer(engine, KEY, limit_per_min=250)
-    execute(engine, "UPDATE pacer SET due_us = 0, hold_until_us = 0, granted_limit = NULL")
+    pacer = Pacer(engine, KEY, limit_per_min=limit)
+    execute(engine, "UPDATE pacer SET due_us = 0, hold_until_us = 0, granted_limit = NULL, recent = ''")
     set_clock(START_US)
-    now_us, due_us, hold_us, limit = START_US, 0, 0, 250
+    row = Row(pacer.pace, pacer.pace.span_us)
+    now_us, granted, unused = START_US, limit, []
     for what, amount in played:
         if what == "pass":
             now_us += amount
             set_clock(now_us)
         elif what == "hold":
             pacer.hold(amount / SECOND_US)
-            hold_us = max(hold_us, now_us + amount)
+            row.hold_us = max(row.hold_us, now_us + amount)
         elif what == "grant":
             pacer.observed(200, {"x-ratelimit-limit": str(amount)})
-            limit = min(250, amount)
+            granted = min(limit, amount)
+        elif what == "give back":
+            if amount < len(unused):
+                slot = unused.pop(amount)
+                pacer._give_back(slot)
+                row.give_back(slot.due_us, granted)
         else:
-            slot_us = max(due_us, hold_us, now_us - pacer.pace.overdue_us)
-            slot = pacer._reserve_within(amount / SECOND_US)
-            assert (slot is not None) == (slot_us <= now_us + amount)
-            if slot is not None:
-                step_us = -(-60_500_000 // limit)
-                due_us = slot_us + step_us
-                assert slot.step_s == step_us / SECOND_US
-                wait_s = (slot_us - now_us) / SECOND_US
+            due_us = row.reserve(now_us, granted, amount)
+            slot_or_none = pacer._reserve_within(amount / SECOND_US)
+            assert (slot_or_none and slot_or_none.due_us) == due_us
+            if slot_or_none is not None and due_us is not None:
+                unused.append(slot := slot_or_none)
+                assert slot.step_s == row.step_us(granted) / SECOND_US
+                wait_s = (due_us - now_us) / SECOND_US
                 # Not early by the later reading of our clock, not later than the margin by the earlier one.
                 assert slot.due_s <= time.monotonic() + max(0.0, wait_s)
                 assert slot.good_until_s < slot.due_s + pacer.pace.margin_s + min(0.0, wait_s)
-                assert column(engine, "due_us") == due_us
+        assert column(engine, "due_us") == row.due_us
+        assert column(engine, "recent") == "".join(f"{us};" for us in row.recent)
+        assert pacer.queue_s() == max(0, row.free_us(now_us, granted) - now_us) / SECOND_US
+
+
+def test_a_row_remembers_no_more_than_it_has_to(engine: Engine, set_clock: Any) -> None:
+    """Of more slots than a window can hold only the newest stay in the row; a limit beyond that keeps one."""
+    pacer = Pacer(engine, KEY, limit_per_min=REMEMBERED)
+    stamps = "".join(f"{START_US - (REMEMBERED - at) * SECOND_US};" for at in range(REMEMBERED))
+    execute(engine, "UPDATE pacer SET recent = :stamps", stamps=stamps)
+    slot = pacer.reserve(interactive=True)
+    assert column(engine, "recent") == stamps[len(str(START_US)) + 1 :] + f"{slot.due_us};"
+    fast = Pacer(engine, KEY, limit_per_min=60_000)
+    slot = fast.reserve(interactive=True)
+    assert column(engine, "recent") == f"{slot.due_us};"
+
+
+def test_a_row_from_before_slots_were_remembered_is_taken_over(engine: Engine) -> None:
+    """A pacer's table of an earlier version gets its new column, whoever opens it, and keeps what it says."""
+    execute(engine, OLDER_TABLE)
+    execute(engine, "INSERT INTO pacer VALUES (:key, 5, 0, 40, 2)", key=KEY)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: Pacer(engine, KEY), range(4)))
+    assert (column(engine, "due_us"), column(engine, "granted_limit"), column(engine, "recent")) == (5, 40, "")
+    Pacer(engine, KEY).take()
+    assert column(engine, "recent").count(";") == 1
+
+
+def test_a_slot_of_somebody_who_came_too_late_goes_to_the_next(engine: Engine, set_clock: Any) -> None:
+    """What could not be used is given back: with the limit reached, its place is the only one."""
+    pacer = Pacer(engine, KEY, limit_per_min=2)
+    first = pacer._reserve_within(60)
+    second = pacer._reserve_within(60)
+    assert first is not None
+    assert second is not None
+    set_clock(second.due_us)
+    assert pacer._reserve_within(1) is None
+    pacer._give_back(second)
+    again = pacer._reserve_within(1)
+    assert again is not None
+    assert again.due_us == second.due_us
+    pacer._give_back(first)
+    pacer._give_back(first)  # once is enough
+    assert column(engine, "recent") == f"{again.due_us};"
+
+
+def test_after_a_429_nothing_is_made_good(engine: Engine, set_clock: Any) -> None:
+    """When a refusal's hold is over, calls start again one step after the other, not all at once."""
+    pacer = Pacer(engine, KEY)
+    pacer.observed(429, {"retry-after": "3"})
+    set_clock(START_US + 3 * SECOND_US)
+    first, second = pacer._reserve_within(1), pacer._reserve_within(1)
+    assert first is not None
+    assert second is not None
+    assert second.due_us - first.due_us == pacer.pace.step_us
+
+
+def test_a_window_filled_by_our_own_calls_holds_nobody(engine: Engine, set_clock: Any) -> None:
+    """ "Nothing remaining" holds when others used the limit; when we did, the row knows to the millisecond."""
+    pacer = Pacer(engine, KEY, limit_per_min=3)
+    soon = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(math.ceil(time.time()) + 30)}
+    for _ in range(3):
+        pacer._reserve_within(60)
+    pacer.observed(200, soon)
+    assert column(engine, "hold_until_us") == 0
+    set_clock(START_US + 200 * SECOND_US)
+    pacer.observed(200, soon)
+    assert column(engine, "hold_until_us") > START_US + 225 * SECOND_US
 
 
 def test_a_person_gets_the_next_slot_nobody_was_promised(engine: Engine, set_clock: Any) -> None:
@@ -236,10 +319,10 @@ def test_headers_lower_the_limit_and_restore_it(engine: Engine) -> None:
     mine, yours = Pacer(engine, KEY, limit_per_min=250), Pacer(engine, KEY, limit_per_min=250)
     mine.observed(200, {"x-ratelimit-limit": "40"})
     assert yours.granted_limit() == 40
-    assert yours.reserve(interactive=True).step_s == pytest.approx(60.5 / 40)
+    assert yours.reserve(interactive=True).step_s == pytest.approx(60.3 / 40)
     yours.observed(200, {"x-ratelimit-limit": "100000"})
     assert mine.granted_limit() == 250
-    assert mine.reserve(interactive=True).step_s == pytest.approx(60.5 / 250)
+    assert mine.reserve(interactive=True).step_s == pytest.approx(60.3 / 250)
 
 
 def test_an_ordinary_answer_writes_nothing(engine: Engine) -> None:
@@ -278,7 +361,7 @@ def test_the_longest_real_queue_is_not_taken_for_a_moved_clock(
     set_clock(START_US + 61 * SECOND_US)
     while pacer._reserve_within(60) is not None:
         pass
-    assert pacer.queue_s() == pytest.approx(59 + 60.5)
+    assert pacer.queue_s() == pytest.approx(59 + 60.25)
     assert caplog.text == ""
 
 

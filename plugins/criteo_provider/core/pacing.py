@@ -1,9 +1,13 @@
 """How calls to Criteo are spaced, so that no rolling minute ever holds more of them than the limit.
 
-One row hands out slots at least one ``step`` apart, and a slot is used within the margin after it is due,
-or thrown away. Calls inside a half-open window ``[t, t + W)`` therefore use slots due inside
-``[t - margin, t + W)``. With ``step = ceil((W + margin) / L)`` that stretch holds L slots at most, whatever
-stalls, dies or restarts.
+One row hands out slots. A slot is used within the margin after it is due, or given back unused. The row remembers
+when the last slots were due, and the next one is due no earlier than window and margin after the one L before
+it. A call is never earlier than its slot nor later than the margin, so it is a window or more after the call
+L before it: no half-open window ``[t, t + W)`` holds more than L, whatever stalls, dies or restarts.
+
+The ``step`` between slots is even spacing, no more: it is a little longer than the bound asks for, so that what
+came late is made good (for ``CATCH_UP_S`` at most) and the crowding that leaves behind fades.
+Where the limit is larger than what a row remembers, nothing is made good, and the step alone is the bound.
 
 Times are whole microseconds (``_us``) or seconds (``_s``) on a clock the caller names.
 """
@@ -25,6 +29,12 @@ REACH_PER_WAITED_S = 0.1
 REACH_GROWS_FOR_S = 5.0
 INTERACTIVE_REACH_S = 60.0
 
+# A stop of this machine, or of its database, is made good afterwards if it was no longer than so many seconds.
+# Beyond that nobody had anything to send, and calls begin one step after the other.
+CATCH_UP_S = 2.0
+# So many slots a row remembers. Criteo grants 250 calls a minute, or 10 for each of the ad accounts that consented.
+REMEMBERED = 500
+
 # Criteo speaks of one-minute windows: a wait beyond two of them is a wrong clock, not a wish of Criteo's.
 HOLD_MAX_S = 120.0
 FIRST_BLIND_HOLD_S = 1.0
@@ -43,7 +53,7 @@ class Pace:
     """
 
     limit_per_min: int
-    margin_s: float = 0.5
+    margin_s: float = 0.25
     window_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -69,21 +79,33 @@ class Pace:
 
     @property
     def overdue_us(self) -> int:
-        """How long a slot nobody reserved may be overdue and still be handed out: then a quarter of the margin is left.
+        """How long before it is handed out a slot may have been due: then half of the margin is left to use it."""
+        return self.margin_us // 2
 
-        A slot keeps the moment it was due, so the bound is untouched; a late wake-up does not cost it any more.
-        """
-        return self.margin_us * 3 // 4
+    @property
+    def is_remembered(self) -> bool:
+        """Whether a row remembers as many slots as a window holds."""
+        return self.limit_per_min <= REMEMBERED
+
+    @property
+    def catch_up_us(self) -> int:
+        """How far even spacing may lie behind the clock, to be made good, while slots are being handed out."""
+        return round(CATCH_UP_S * SECOND_US) if self.is_remembered else self.overdue_us
 
     @property
     def span_us(self) -> int:
-        """Window and margin together: the stretch that must hold no more slots than the limit."""
+        """Window and margin together: a slot is due so long after the one ``limit_per_min`` before it, or later."""
         return self.window_us + self.margin_us
 
     @property
+    def round_us(self) -> int:
+        """How long as many slots as the limit take when evenly spaced: a fifth of the margin beyond the span."""
+        return self.span_us + self.margin_us // 5
+
+    @property
     def step_us(self) -> int:
-        """Smallest distance of two slots: ``ceil(span / limit)``."""
-        return -(-self.span_us // self.limit_per_min)
+        """Even distance of two slots: ``ceil(round / limit)``."""
+        return -(-self.round_us // self.limit_per_min)
 
     @property
     def ahead_max_us(self) -> int:

@@ -39,8 +39,8 @@ class Slot(Protocol):
 class Slots(Protocol):
     """The pacer of one Criteo application."""
 
-    def take(self, *, spacing: int = 1) -> Slot:
-        """Block until a slot is due, and return inside it."""
+    def take(self, *, spacing: int = 1, instead_of: Any = None) -> Slot:
+        """Block until a slot is due, and return inside it; ``instead_of`` is one that was never used."""
 
     def queue_s(self) -> float:
         """Tell how far ahead the next free slot is."""
@@ -175,7 +175,7 @@ class Upload:
         outcome: Outcome | None = None
         try:
             while not slot.is_fresh():
-                slot = self._slots.take()
+                slot = self._slots.take(instead_of=slot)
             outcome = self._courier.send(claimed, parcel, still_ours)
         except (LostClaim, Busy) as reason:
             log.info("Request %d goes back unsent: %s", claimed.request_id, reason)
