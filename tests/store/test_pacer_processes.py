@@ -29,8 +29,8 @@ RUN_S = 22.0
 STALLS = 6
 WORKERS = 4
 # Measured 0.988 to 0.989, which is all that the step leaves: what stops lose is made good. Only the slot of a
-# killed process is lost.
-USED_AT_LEAST = 0.97
+# killed process is lost, and what a busy machine keeps from everybody for longer than two seconds.
+USED_AT_LEAST = 0.95
 
 
 @dataclass

@@ -233,8 +233,8 @@ class Pacer:
             self._execute(self._sql.grant, granted=change.granted_limit)
         refused = status == pacing.TOO_MANY_REQUESTS
         if change.hold_s > 0:
-            hold = self._sql.hold if refused else self._sql.used_up
-            hold = self._sql.blind_hold if change.blind else hold
+            held = self._sql.blind_hold if change.blind else self._sql.hold
+            hold = held if refused else self._sql.used_up  # only a refusal can be blind
             self._execute(hold, hold_us=round(change.hold_s * SECOND_US), refused=int(refused))
             self._look()
         elif not refused and self._refusals:
