@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from criteo_provider.sandbox.running import Sandbox
-from criteo_provider.wiring import House
+from criteo_provider.wiring import House, consent, glances
 from tests.flow.shop import Person, Shop, open_house, sql_source, sync, write_canvas
 
 
@@ -88,6 +88,22 @@ def of_step(house: House, canvas: str) -> tuple[int, int, int, int]:
     """Entered, Synced, Not Synced, Pending of a canvas with one step."""
     (one,) = (one for one in house.numbers() if one.canvas == canvas)
     return one.entered, one.synced, one.not_synced, one.pending
+
+
+def test_a_slow_feed_rests_for_no_longer_than_its_own_while(
+    house: House, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks every second leaves a slow feed alone for 2.5 s at most, whatever the canvases' flush interval is."""
+    assert consent.FEED_EVERY_S == 2.5
+    drain(house)
+    monkeypatch.setattr(glances, "SHARE_OF_TIME", 1e-9)
+    monkeypatch.setattr(consent, "FEED_EVERY_S", 3600.0)
+    for _ in range(2):
+        assert not house.waiting(sparing=True).fresh
+    register.tell(Person(1))
+    assert not house.waiting(sparing=True).fresh
+    monkeypatch.setattr(consent, "FEED_EVERY_S", 0.0)
+    assert house.waiting(sparing=True).fresh
 
 
 def test_opt_outs_reach_who_was_sent_and_who_comes_later(house: House, register: Register, sandbox: Sandbox) -> None:

@@ -86,7 +86,7 @@ class Lookout:
 
     def _fresh_look(self) -> Waiting:
         try:
-            return self._current().waiting()
+            return self._current().waiting(sparing=True)
         except BaseException:
             self._close()
             raise

@@ -11,7 +11,7 @@ from criteo_provider.settings.opt_outs import Feeds, OptOutFeed, load_feeds
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.source_states import SourceStates
 from criteo_provider.wiring.glances import Glances
-from criteo_provider.wiring.reading import feed_reader_of, looked_at
+from criteo_provider.wiring.reading import FEED_EVERY_S, feed_reader_of, looked_at
 from criteo_provider.wiring.surroundings import Surroundings
 
 _BROKEN_FILE = "broken-file"
@@ -37,12 +37,12 @@ class Consent:
         """Make the ledger agree with the feed files, once."""
         _ = self._declared
 
-    def ahead(self, states: SourceStates, glances: Glances) -> tuple[bool, tuple[str, ...]]:
+    def ahead(self, states: SourceStates, glances: Glances, *, sparing: bool) -> tuple[bool, tuple[str, ...]]:
         """Tell whether a feed has something new or opt-outs are to be followed, and which feeds cannot be looked at."""
-        ahead, problems = False, []
+        ahead, problems, rest_s = False, [], FEED_EVERY_S if sparing else 0.0
         for feed in self._declared:
             if not ahead:
-                ahead, wrong = looked_at(feed, self._around.source, self._ledger(), states, glances)
+                ahead, wrong = looked_at(feed, self._around.source, self._ledger(), states, glances, rest_s=rest_s)
                 problems += [f"Feed {feed.id}: {wrong}"] if wrong else []
         return ahead or self._ledger().opt_outs.is_unfinished(), tuple(problems)
 

@@ -15,6 +15,8 @@ from criteo_provider.core.errors import SourceFailed
 GO_ON_AFTER_S = 2.0
 # A source that has not answered within this is broken; longer than an HTTP source waits, whose own error says more.
 LOOK_WITHIN_S = 40.0
+# Whoever asks every second has a slow source looked at for this share of the time.
+SHARE_OF_TIME = 0.02
 # A server may be gone without a word: its connection hangs for ever, and must not hide one that was mended.
 FORGOTTEN_AFTER_S = 3600.0
 
@@ -35,6 +37,19 @@ class _Glance:
         return self.age_s > (LOOK_WITHIN_S if self.answer.done() else FORGOTTEN_AFTER_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What a source deserves after a look; a single slow one is an accident, two in a row are its query."""
+
+    last_look_s: float
+    look_before_s: float
+    since_s: float = field(default_factory=time.monotonic)
+
+    def is_on(self, most_s: float) -> bool:
+        earned_s = min(self.last_look_s, self.look_before_s) / SHARE_OF_TIME
+        return time.monotonic() - self.since_s < min(earned_s, most_s)
+
+
 # Looks nobody waited for. They outlive the house that began them, and the next one must not pile up others.
 _under_way: dict[str, _Glance] = {}
 
@@ -47,17 +62,23 @@ class Glances:
 
     def __init__(self) -> None:
         self._lanes: list[_Lane] = []
+        self._rests: dict[str, _Rest] = {}
 
-    def is_ahead(self, source: str, look: Callable[[], bool]) -> bool | None:
+    def is_ahead(self, source: str, look: Callable[[], bool], *, rest_s: float = 0.0) -> bool | None:
         """Return what ``look`` says of ``source``, None while that is still to come; SourceFailed if it takes too long.
 
-        Nobody waits for more than two seconds: an answer that comes later is returned by the next call.
+        Nobody waits for more than two seconds: an answer that comes later is returned by the next call. ``rest_s``
+        is how long a source may be left alone, with None for an answer, because its look is slow.
         """
+        rest = self._rests.get(source)
+        if rest is not None and rest.is_on(rest_s):
+            return None
         glance = _under_way.pop(source, None)
         if glance is None or glance.is_out_of_date:
             glance = _Glance(self._idle_lane().begin(look))
             wait((glance.answer,), GO_ON_AFTER_S)
         if glance.answer.done():
+            self._rests[source] = _Rest(glance.age_s, rest.last_look_s if rest else 0.0)
             return glance.answer.result()
         _under_way[source] = glance
         if glance.age_s < LOOK_WITHIN_S:

@@ -70,11 +70,15 @@ class House:
 
     # --- what people and DAGs ask
 
-    def waiting(self) -> Waiting:
-        """Look whether there is work; reads no rows, writes down what files say and which sources are broken."""
+    def waiting(self, *, sparing: bool = False) -> Waiting:
+        """Look whether there is work; reads no rows, writes down what files say and which sources are broken.
+
+        ``sparing`` is for who looks every second: a source whose look is slow is left out until that was 2 % of the
+        time, for one flush interval at most.
+        """
         now_us = self.now_us()
         work = self.ledger.open_work(now_us=now_us)
-        ahead, problems = self._sources_ahead(now_us)
+        ahead, problems = self._sources_ahead(now_us, sparing=sparing)
         return Waiting(
             fresh=ahead or bool(work.due_fresh or work.due_steps or work.unresolved or work.doomed),
             retry=bool(work.due_retry or work.overdue or work.doomed or self.idle.due()),
@@ -299,12 +303,12 @@ class House:
             )
         return readers
 
-    def _sources_ahead(self, now_us: int) -> tuple[bool, tuple[str, ...]]:
+    def _sources_ahead(self, now_us: int, *, sparing: bool) -> tuple[bool, tuple[str, ...]]:
         self.declare()
         self.consent.declare()
         states = source_states(self.ledger.engine, now_us=now_us)
         stopped = self.ledger.stopped_audiences(now_us=now_us)
-        ahead, told = self.consent.ahead(states, self._glances)
+        ahead, told = self.consent.ahead(states, self._glances, sparing=sparing)
         problems = list(told)
         unlaunched = self.launch.unlaunched()
         for canvas in self.canvases.canvases:
@@ -316,7 +320,8 @@ class House:
             if stopped.issuperset(plan.audience_id for plan in plans):
                 continue
             if not ahead:
-                ahead, wrong = looked_at(canvas, self.around.source, self.ledger, states, self._glances)
+                rest_s = float(canvas.flush_s) if sparing else 0.0
+                ahead, wrong = looked_at(canvas, self.around.source, self.ledger, states, self._glances, rest_s=rest_s)
                 problems += [f"Canvas {canvas.id}: {wrong}"] if wrong else []
         return ahead, tuple(problems)
 

@@ -103,9 +103,15 @@ def feed_reader_of(
 
 
 def looked_at(
-    of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, states: SourceStates, glances: Glances
+    of: Sourced,
+    source: Callable[[Sourced], Source],
+    ledger: Ledger,
+    states: SourceStates,
+    glances: Glances,
+    *,
+    rest_s: float,
 ) -> tuple[bool, str | None]:
-    """Tell whether a source is worth reading now, and what is wrong with it.
+    """Tell whether a source is worth reading now, and what is wrong with it; one that rests is not looked at.
 
     A source that breaks while nobody reads is a trouble like any other, and over once it answers with nothing new;
     one that has something new is for the reader to judge.
@@ -113,7 +119,7 @@ def looked_at(
     if not states.may_look(of.id):
         return False, states.trouble(of.id)
     try:
-        ahead = glances.is_ahead(of.fingerprint, partial(_is_ahead, of, source, ledger, states))
+        ahead = glances.is_ahead(of.fingerprint, partial(_is_ahead, of, source, ledger, states), rest_s=rest_s)
     except (SourceFailed, Misconfigured) as error:
         ledger.source_failed(of.id, str(error), now_us=states.now_us)
         return False, str(error)
