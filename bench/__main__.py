@@ -20,11 +20,16 @@ from bench import parts, report
 from bench.measure import Row, machine
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Kept beside the page, so that a part can be measured again in another clone.
+PAGE, JSON = PROJECT / "docs" / "benchmarks.md", PROJECT / "docs" / "benchmarks.json"
+QUICK_JSON = PROJECT / "var" / "bench.json"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and report; return the exit code."""
     args = _parser().parse_args(argv)
+    if args.json is None:
+        args.json = QUICK_JSON if args.quick else JSON
     kept = report.Report(args.quick)
     if args.parts and args.json.exists():
         known = report.from_json(args.json.read_text())
@@ -52,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     print(f"The same as JSON: {args.json}")
     if not args.quick:
-        report.write_page(PROJECT / "docs" / "benchmarks.md", text)
+        report.write_page(PAGE, text)
     if failed:
         again = " ".join(dict.fromkeys(failed))
         print(f"These parts have failed (see above); repeat them with: make bench B='--parts {again}'", file=sys.stderr)
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     others = "figures of others stay as they are (default: all; with --quick, what needs neither pace nor Airflow)"
     parser.add_argument("--parts", nargs="+", choices=(*parts.PARTS, parts.AIRFLOW), help=f"only these; {others}")
     parser.add_argument("--engines", nargs="+", choices=("sqlite", "postgresql"), default=["sqlite", "postgresql"])
-    parser.add_argument("--json", type=Path, default=PROJECT / "var" / "bench.json", help="where the JSON goes")
+    parser.add_argument("--json", type=Path, help="where the JSON goes (default: beside the page, or to var/)")
     parser.add_argument("--place", type=Path, help="a folder to work in (default: a temporary one)")
     return parser
 

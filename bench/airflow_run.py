@@ -17,7 +17,7 @@ import psutil
 
 from bench.drains import CRITEOS_LIMIT
 from bench.measure import MILLION, Row, Watch, cpu_of_others, waking_costs
-from bench.shop import fill, write_canvas
+from bench.shop import as_parquet, fill, write_canvas
 from criteo_provider.sandbox.running import Sandbox, sandbox_process
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -42,6 +42,7 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
     backfill = 300_000 if quick else 10 * MILLION
     fill(place / "fresh.db", 1)
     fill(place / "backlog.db", backlog)
+    as_parquet(place / "backlog.db", place / "parquet")
     include = place / "include"
     write_canvas(include, "fresh", connection="fresh_shop")
     (place / "logs").mkdir()
@@ -59,7 +60,11 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
         yield from _freshness("idle", sandbox, place / "fresh.db", every_s=4.0, for_s=streaming_s)
         yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=0.1, for_s=streaming_s)
         write_canvas(include, "backlog", connection="backlog_shop")
-        yield from _throughput(airflow, sandbox, backlog)
+        yield from _throughput("paced, one audience", sandbox, "backlog 1", backlog)
+        sandbox.rules(latency_s=3.0)
+        write_canvas(include, "files", parquet=place / "parquet")
+        yield from _throughput("paced, from Parquet, 3 s of latency", sandbox, "files 1", backlog)
+        sandbox.rules(latency_s=0.0)
         fill(place / "backlog.db", backfill, first=backlog + 1)
         what = "while a backfill of another canvas drains"
         yield from _freshness(what, sandbox, place / "fresh.db", every_s=0.5, for_s=streaming_s)
@@ -81,25 +86,25 @@ def _started(place: Path, household: Household, sandbox: Sandbox) -> Iterator[Be
     yield airflow
 
 
-def _throughput(airflow: BenchAirflow, sandbox: Sandbox, people: int) -> Iterator[Row]:
+def _throughput(what: str, sandbox: Sandbox, audience: str, people: int) -> Iterator[Row]:
     wanted = people - people // 50  # one in 50 has no address
-    _wait_for(sandbox, "backlog 1", 1)
+    _wait_for(sandbox, audience, 1)
     before_s, began_s = cpu_of_others(), time.monotonic()
     with Watch(psutil.Process().pid) as memory:
-        arrivals = _wait_for(sandbox, "backlog 1", wanted)
+        arrivals = _wait_for(sandbox, audience, wanted)
     both = 100 * (cpu_of_others() - before_s) / (2 * (time.monotonic() - began_s))
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
     # A call for a token, or of another canvas, takes its slot as well.
     first_s, last_s = arrivals[0]["arrived_s"], arrivals[-1]["arrived_s"]
     calls = sum(first_s <= call["arrived_s"] <= last_s for call in sandbox.requests())
     per_min = 60 * (calls - 1) / max(1e-9, last_s - first_s)
-    yield Row("airflow", "paced, one audience: users a second", ENGINE, people / wall_s, "users/s")
-    yield Row("airflow", "paced, one audience: of Criteo's limit", ENGINE, 100 * per_min / CRITEOS_LIMIT, "%")
-    yield Row("airflow", "most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")
+    yield Row("airflow", f"{what}: users a second", ENGINE, people / wall_s, "users/s")
+    yield Row("airflow", f"{what}: of Criteo's limit", ENGINE, 100 * per_min / CRITEOS_LIMIT, "%")
+    yield Row("airflow", f"{what}: most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")
     note = "Airflow, ledger, source and sandbox"
-    yield Row("airflow", "paced, one audience: of two cores", ENGINE, both, "%", note)
+    yield Row("airflow", f"{what}: of two cores", ENGINE, both, "%", note)
     peaks_mb = [peak_mb for pid, peak_mb in memory.peak_mb.items() if pid != psutil.Process().pid]
-    yield Row("airflow", "paced: most memory of a process", ENGINE, max(peaks_mb), "MB")
+    yield Row("airflow", f"{what}: most memory of a process", ENGINE, max(peaks_mb), "MB")
 
 
 def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: float, for_s: float) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import uuid
 from decimal import Decimal
@@ -26,7 +25,6 @@ from criteo_provider.core.identifiers import (
     distinct,
     encode,
     from_wire,
-    json_items,
     normalise,
     to_wire,
     user_key,
@@ -281,20 +279,6 @@ def test_fixed_width_values_survive_storing(form: Form, count: int) -> None:
 def test_values_of_any_length_survive_storing(form: Form, values: list[bytes]) -> None:
     """Other ids come out of a blob as they went in."""
     assert decode(encode(values, form), form) == values
-
-
-@given(st.sampled_from(list(Form)), st.integers(0, 12), st.integers(0, 13), st.integers(0, 13))
-def test_json_items_are_the_inside_of_an_array(form: Form, count: int, first: int, last: int) -> None:
-    """The items of a stretch parse as JSON to exactly the wire text of its values."""
-    values = some_values(form, count)
-    items = json_items(encode(values, form), form, first, last)
-    assert json.loads(b"[" + items + b"]") == [to_wire(value, form) for value in values[first:last]]
-
-
-def test_json_items_default_to_all() -> None:
-    """Without bounds the whole blob is written."""
-    values = some_values(Form.MADID, 3)
-    assert json_items(encode(values, Form.MADID), Form.MADID).count(b'"') == 6
 
 
 @pytest.mark.parametrize("form", list(Form))

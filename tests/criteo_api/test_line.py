@@ -14,6 +14,8 @@ import httpx
 import pytest
 
 from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.identifiers import Form
+from criteo_provider.core.json_items import Piece, as_piece
 from criteo_provider.core.outcome import Trouble
 from criteo_provider.criteo_api.line import USER_AGENT, ClientSettings, Line, Reply, _trouble
 from tests.criteo_api.doubles import CountedSlots
@@ -96,6 +98,31 @@ def test_a_request_on_the_wire() -> None:
     assert not [one for one in lines if one.startswith(("transfer-encoding", "content-encoding"))]
     assert body == b"ab" + b"c" * 600_000
     assert slots.seen == [(200, "9")]
+
+
+def test_values_are_written_while_they_are_sent() -> None:
+    """Stored values go out as their text, at a second try too, and take a fraction of it in memory."""
+    body: tuple[Piece, ...] = (b"[", as_piece(bytes(range(32)) * 10_000, Form.EMAIL_SHA256), b"]")
+    large = as_piece(bytes(32) * 300_000, Form.EMAIL_SHA256)
+    text = b"".join(map(bytes, body))
+    assert len(text) > 600_000  # several slices
+    with server(OK) as (url, received):
+        for _ in range(2):
+            with line(url) as door:
+                door.send("PATCH", "/x", pieces=body)
+        tracemalloc.start()
+        try:
+            with line(url) as door:
+                door.send("PATCH", "/x", pieces=(large,))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(large) > 20_000_000
+    assert peak < 5_000_000
+    for request in received[:2]:
+        head, _, sent = request.partition(b"\r\n\r\n")
+        assert f"content-length: {len(text)}" in head.decode().lower()
+        assert sent == text
 
 
 def test_a_body_is_never_copied_whole() -> None:
@@ -289,6 +316,7 @@ def test_the_end_of_an_api_version_is_told_once(
     headers: bytes, when: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where Criteo announces that a version is to be retired, one warning says which, when, and what to do."""
+    headers += b"Connection: close\r\n"  # the server hangs up, and must not do so on the second call
     with (
         server(OK.replace(b"x-ratelimit", headers + b"x-ratelimit", 1)) as (url, _),
         Line(ClientSettings("id", "secret", url), CountedSlots()) as line,

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criteo_provider.core.answer import Answer
+from criteo_provider.core.identifiers import Form
+from criteo_provider.core.json_items import as_piece
 from criteo_provider.criteo_api import wire
 
 SDK = "criteo_api_marketingsolutions_v2026_07"
@@ -19,8 +21,9 @@ SDK = "criteo_api_marketingsolutions_v2026_07"
 
 def body(*items: bytes, kind: str = "email", caller: int | None = None) -> tuple[Any, int]:
     pieces, length = wire.amendment_body("add", kind, caller, items)
-    assert length == len(b"".join(pieces))
-    return json.loads(b"".join(pieces)), len(pieces)
+    text = b"".join(map(bytes, pieces))
+    assert length == len(text)
+    return json.loads(text), len(pieces)
 
 
 def test_amendment_has_the_shape_of_the_contract() -> None:
@@ -50,6 +53,16 @@ def test_large_items_are_not_copied() -> None:
     large = b'"' + b"a" * 100_000 + b'"'
     pieces, _ = wire.amendment_body("add", "email", None, [large, *[b'"b"'] * 1_000, large])
     assert [piece is large for piece in pieces] == [False, True, False, True, False]
+
+
+def test_items_written_when_they_are_sent_are_pieces_of_their_own() -> None:
+    """Many stored values are handed on as they are; a few are text beside the other items."""
+    many, few = as_piece(bytes(32) * 50_000, Form.EMAIL_SHA256), as_piece(bytes(32), Form.EMAIL_SHA256)
+    pieces, length = wire.amendment_body("add", "email", None, [few, many, few])
+    assert [piece is many for piece in pieces] == [False, True, False]
+    text = b"".join(map(bytes, pieces))
+    assert length == len(text)
+    assert json.loads(text)["data"]["attributes"]["identifiers"] == ["00" * 32] * 50_002
 
 
 def test_official_models_take_our_bodies() -> None:

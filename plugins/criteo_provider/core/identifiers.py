@@ -6,9 +6,7 @@ engines differ on non-ASCII letters, and a different hash is a person silently u
 
 from __future__ import annotations
 
-import json
 import re
-from binascii import hexlify
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -268,35 +266,6 @@ def distinct(pieces: Iterable[bytes], form: Form) -> bytes:
         if len(set(beginnings)) == len(beginnings):
             return blob
     return encode(list(dict.fromkeys(decode(blob, form))), form)
-
-
-def json_items(blob: bytes, form: Form, first: int = 0, last: int | None = None) -> bytes:
-    """Write the values [first:last) of a blob as the inside of a JSON array, without the brackets.
-
-    Digests are lower-case hexadecimal, device ids lower-case UUIDs, other ids JSON strings in UTF-8.
-    """
-    if not (width := form.width):
-        words = [word.decode() for word in decode(blob, form)[first:last]]
-        return json.dumps(words, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
-    piece = blob[first * width : None if last is None else last * width]
-    if not piece:
-        return b""
-    if form is Form.MADID:
-        return _uuid_items(piece)
-    return b'"' + hexlify(piece, b",", width).replace(b",", b'","') + b'"'
-
-
-_UUID_ITEM = b'"00000000-0000-0000-0000-000000000000",'
-_UUID_PLACES = [place for place, sign in enumerate(_UUID_ITEM) if sign == ord("0")]
-
-
-def _uuid_items(piece: bytes) -> bytes:
-    """Fill a row of UUID templates place by place: 32 strided copies instead of a call per value."""
-    digits = hexlify(piece)
-    items = bytearray(_UUID_ITEM * (len(piece) // 16))
-    for digit, place in enumerate(_UUID_PLACES):
-        items[place :: len(_UUID_ITEM)] = digits[digit::32]
-    return bytes(items[:-1])
 
 
 def to_wire(value: bytes, form: Form) -> str:

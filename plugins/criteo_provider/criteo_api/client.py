@@ -18,6 +18,7 @@ from criteo_provider.core.errors import (
     Refused,
     Unavailable,
 )
+from criteo_provider.core.json_items import Piece
 from criteo_provider.core.outcome import (
     Outcome,
     Trouble,
@@ -97,7 +98,7 @@ class CriteoClient:
     def amend(
         self,
         criteo_id: str,
-        pieces: Sequence[bytes],
+        pieces: Sequence[Piece],
         *,
         slot_taken: bool = True,
         before_first_byte: Callable[[], None] | None = None,

@@ -16,6 +16,7 @@ import httpx
 
 from criteo_provider import __version__
 from criteo_provider.core.errors import Misconfigured
+from criteo_provider.core.json_items import JsonItems, Piece
 from criteo_provider.core.outcome import Trouble
 from criteo_provider.core.ports import SlotGate
 
@@ -25,7 +26,7 @@ DEFAULT_BASE_URL = "https://api.criteo.com"
 DEFAULT_API_VERSION = "2026-07"
 USER_AGENT = f"criteo-audience-sync/{__version__}"
 _VERSION = re.compile(r"\d{4}-\d{2}|experimental|preview", re.ASCII)
-# Handed to the socket in slices: a slice is what is copied, and what the deadline is looked at between.
+# Handed to the socket in slices: a slice is what is written or copied, and what the deadline is looked at between.
 _SLICE = 256 * 1024
 _LARGEST_ANSWER = 8 * 1024 * 1024
 
@@ -129,7 +130,7 @@ class Line:
         method: str,
         path: str,
         *,
-        pieces: Sequence[bytes] = (),
+        pieces: Sequence[Piece] = (),
         content_type: str = "application/json",
         bearer: str | None = None,
         params: Mapping[str, int] | None = None,
@@ -161,7 +162,7 @@ class Line:
         self,
         method: str,
         path: str,
-        pieces: Sequence[bytes],
+        pieces: Sequence[Piece],
         content_type: str,
         bearer: str | None,
         params: Mapping[str, int] | None,
@@ -217,16 +218,22 @@ class Line:
 class _Slices(httpx.SyncByteStream):
     """The pieces of a body in slices; can be read again; ends with a time-out at the deadline."""
 
-    def __init__(self, pieces: Sequence[bytes], deadline_s: float) -> None:
+    def __init__(self, pieces: Sequence[Piece], deadline_s: float) -> None:
         self._pieces = pieces
         self._deadline_s = deadline_s
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._pieces:
-            for start in range(0, len(piece), _SLICE):
+            for part in _sliced(piece):
                 if time.monotonic() > self._deadline_s:
                     raise httpx.WriteTimeout("the deadline of the call is over")
-                yield piece[start : start + _SLICE]
+                yield part
+
+
+def _sliced(piece: Piece) -> Iterator[bytes]:
+    if isinstance(piece, JsonItems):
+        return piece.stretches(_SLICE)
+    return (piece[start : start + _SLICE] for start in range(0, len(piece), _SLICE))
 
 
 def _timeout(patience: Patience | ClientSettings) -> httpx.Timeout:

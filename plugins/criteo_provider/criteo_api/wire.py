@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from criteo_provider.core.answer import Answer
+from criteo_provider.core.json_items import Piece
 
 SEARCH_LIMIT = 100
 CONTACT_LIST = "ContactList"
@@ -59,22 +60,22 @@ class Statistics:
 
 
 def amendment_body(
-    operation: str, identifier_type: str, gum_caller_id: int | None, items: Iterable[bytes]
-) -> tuple[Sequence[bytes], int]:
+    operation: str, identifier_type: str, gum_caller_id: int | None, items: Iterable[Piece]
+) -> tuple[Sequence[Piece], int]:
     """Build the body of a contact-list PATCH; return its pieces and their length in bytes.
 
-    ``items`` are insides of JSON arrays already encoded (``"aa","bb"``); large ones are used as they are, so
-    that 3.4 MB never exist twice. ``gumCallerId`` goes with ``gum`` only.
+    ``items`` are insides of JSON arrays (``"aa","bb"``); large ones are used as they are, so that 3.4 MB never exist
+    twice, and not even once where they are written when they are sent. ``gumCallerId`` goes with ``gum`` only.
     """
     caller = f',"gumCallerId":{gum_caller_id:d}' if identifier_type == "gum" and gum_caller_id is not None else ""
     head = (
         f'{{"data":{{"type":"ContactlistAmendment","attributes":{{"operation":"{operation}",'
         f'"identifierType":"{identifier_type}"{caller},"identifiers":['
     )
-    pieces: list[bytes] = []
+    pieces: list[Piece] = []
     small: list[bytes] = [head.encode()]
     small_bytes, comma = len(small[0]), b""
-    for item in filter(None, items):
+    for item in (item for item in items if item):
         small.append(comma)
         comma = b","
         if len(item) >= _JOIN_BELOW or small_bytes >= _JOIN_BELOW:
@@ -83,7 +84,7 @@ def amendment_body(
         if len(item) >= _JOIN_BELOW:
             pieces.append(item)
         else:
-            small.append(item)
+            small.append(bytes(item))
             small_bytes += len(item)
     small.append(b"]}}}")
     pieces.append(b"".join(small))

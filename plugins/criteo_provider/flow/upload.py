@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # 250 a minute at 12 s of latency: more in flight is no use at Criteo's limit.
 MAX_IN_FLIGHT = 64
-# About 70 bytes each in a body: 90 MB, and Criteo's limit at 6 s of latency. What is claimed next may go beyond, once.
+# 32 bytes each until they are sent: 42 MB, and Criteo's limit at 6 s of latency. The next claim may go beyond, once.
 MAX_IDENTIFIERS_IN_FLIGHT = 26 * MAX_IDENTIFIERS
 # Below this the queue at the pacer is other people's turn; above it nothing is claimed, so nothing is held back.
 LONGEST_QUEUE_S = 5.0

@@ -157,7 +157,12 @@ def _sqlite(url: str, path: Path, pool_size: int) -> Engine:
                 "user of this Airflow, or set [criteo] ledger_path to another place."
             ) from None
     engine = create_engine(
-        url, pool_size=pool_size, max_overflow=pool_size, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_use_lifo=True,  # few connections do most of the work, and few have their caches full
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
@@ -175,6 +180,8 @@ def _sqlite(url: str, path: Path, pool_size: int) -> Engine:
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA temp_store = MEMORY")
+        # Of each connection, 2 MB by default, and a drain has a dozen: the system has these pages, too.
+        cursor.execute("PRAGMA cache_size = -1000")
         cursor.close()
 
     return engine

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from criteo_provider.core import identifiers
 from criteo_provider.core.errors import QuotaReached
 from criteo_provider.core.identifiers import Form
+from criteo_provider.core.json_items import json_items
 from criteo_provider.core.model import Operation
 from criteo_provider.core.outcome import Busy, Outcome, Unavailable
 from criteo_provider.core.quota import unable_to_create
@@ -63,7 +63,7 @@ class Desk:
 
 def try_writing(client: CriteoClient, criteo_id: str, *, tries: int = TRIES) -> Outcome:
     """Remove somebody who does not exist: it changes nothing, and is allowed only to who may write."""
-    nobody = identifiers.json_items(secrets.token_bytes(_DIGEST_BYTES), Form.EMAIL_SHA256)
+    nobody = json_items(secrets.token_bytes(_DIGEST_BYTES), Form.EMAIL_SHA256)
     pieces, _length = amendment_body(Operation.REMOVE.value, "email", None, [nobody])
     for tries_left in range(tries - 1, -1, -1):
         outcome = client.amend(criteo_id, pieces, slot_taken=False)
