@@ -235,6 +235,7 @@ class Enter:
                     gathered = _Gathered()
                 if stop.is_set() or (most_rows is not None and done.rows >= most_rows):
                     break
+                del page, keys, columns  # or they would be held while the next page is read
         except SourceFailed:
             # What a source has given before it failed is given.
             sealing.finish(gathered)

@@ -181,7 +181,7 @@ def _sqlite(url: str, path: Path, pool_size: int) -> Engine:
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA temp_store = MEMORY")
         # Of each connection, 2 MB by default, and a drain has a dozen: the system has these pages, too.
-        cursor.execute("PRAGMA cache_size = -1000")
+        cursor.execute("PRAGMA cache_size = -500")
         cursor.close()
 
     return engine
