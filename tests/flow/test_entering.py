@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,6 +102,30 @@ def test_a_failing_source_leaves_its_cursor_and_the_other_canvas_goes_on(world: 
     tick(enter(world, Rows(people)))
     assert world.numbers("add")[0] == 6
     assert sorted(world.statuses("add")) == sorted(str(one[0]) for one in people)
+
+
+class Columns(dict[str, Sequence[object]]):
+    """Columns of which can be told whether anybody holds them."""
+
+
+def test_a_page_is_let_go_of_before_the_next_one_is_read(world: World) -> None:
+    """A page of a wide source is tens of megabytes: never are two of them held."""
+    pages: list[weakref.ref[Columns]] = []
+    held: list[bool] = []
+
+    class Watched(Rows):
+        def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+            for number in range(4):
+                held.extend(page() is not None for page in pages)
+                yield self.page(number)
+
+        def page(self, number: int) -> Page:
+            columns = Columns(zip(COLUMNS, zip(person(number), strict=True), strict=True))
+            pages.append(weakref.ref(columns))
+            return Page(columns, 1, number + 1)
+
+    assert tick(enter(world, Watched([]))).people == 4
+    assert held == [False] * 6
 
 
 def test_pages_given_before_a_source_fails_are_entered(world: World) -> None:
