@@ -29,7 +29,7 @@ class Client:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_body_is_let_go_of_once_it_was_sent(lost: bool) -> None:
-    """3.4 MB a request must not wait for the garbage collector: memory is flat however many are sent."""
+    """1.6 MB a request must not wait for the garbage collector: memory is flat however many are sent."""
     client = Client(lost=lost)
     courier: Any = Courier(client)  # type: ignore[arg-type]
     parcel = courier.pack(CLAIMED, {"email_sha256": bytes(32)})
