@@ -95,6 +95,8 @@ class Watch:
 
     def __init__(self, pid: int) -> None:
         self.peak_mb: dict[int, float] = {}
+        self.title: dict[int, str] = {}
+        """What each process called itself last."""
         self._used: list[tuple[float, float]] = []
         self._pid, self._over = pid, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -129,6 +131,7 @@ class Watch:
                     with _gone():
                         held_mb = process.memory_info().rss / 1024**2
                         self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
+                        self.title[process.pid] = " ".join(process.cmdline())
                 self._used.append((time.monotonic(), _used_s(family)))
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from bench import __main__ as bench
 from bench import drains, parts, report
-from bench.measure import Row
+from bench.measure import Row, Watch
 from bench.stages import STAGES
 
 MACHINE = {
@@ -116,3 +120,16 @@ def test_the_documentation_has_a_place_for_the_figures() -> None:
     """docs/benchmarks.md is there, with the marks between which a full run writes."""
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
     assert page.count(report.BEGIN) == page.count(report.END) == 1
+
+
+def test_a_process_is_known_by_what_it_calls_itself() -> None:
+    """Memory of the upload task is told apart from Airflow's own by the title of its process."""
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()", "airflow worker -- somebody"]
+    with Watch(os.getpid()) as watch, subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
+        until_s = time.monotonic() + 30
+        while "airflow worker -- somebody" not in watch.title.get(process.pid, "") and time.monotonic() < until_s:
+            time.sleep(0.05)
+        assert process.stdin is not None
+        process.stdin.close()
+    assert watch.title[process.pid].endswith("airflow worker -- somebody")
+    assert watch.peak_mb[process.pid] > 1

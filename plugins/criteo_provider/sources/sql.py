@@ -14,12 +14,11 @@ from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.sources import late_commits
 from criteo_provider.sources.cursor_values import decode_row, does_not_fit, encode_row, kind_of
 from criteo_provider.sources.keyset import Keyset, Statement
+from criteo_provider.sources.rows import Row, Rows, fetched
 
 LOOK_ROWS = 50_000
 # Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
-
-Row = Sequence[object]
 
 
 class DbApiConnection(Protocol):
@@ -75,8 +74,7 @@ class SqlSource:
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether a row waits behind ``position``: one or two index look-ups."""
-        rows = self._rows(self._decode(position), None, limit=1)
-        return bool(self._due(rows))
+        return self._due(self._rows(self._decode(position), None, limit=1)) > 0
 
     def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
         """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
@@ -87,7 +85,7 @@ class SqlSource:
             rows, more = self._stretch(self._decode(position), None, limit=max_rows)
             if not rows:
                 return
-            upto = self._position_of(rows[-1])
+            upto = self._last_position(rows)
             yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
             position = upto
 
@@ -96,33 +94,33 @@ class SqlSource:
         if len(self._rows(self._decode(position), None, limit=NEWEST_ROWS + 1)) <= NEWEST_ROWS:
             return None
         names = self._names()
-        newest_first, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
-        due = self._due(newest_first[::-1])
+        rows, _ = self._read(self._keyset.newest([names[column] for column in self._cursor], limit=NEWEST_ROWS))
+        oldest = rows.row(-1, len(self._cursor)) if rows and not self._is_early(rows, -1) else None
         # Rows deleted since the first question must not take the cursor back: who was read would enter twice.
-        if not due or not self._rows(self._decode(position), due[0], limit=1):
+        if not oldest or not self._rows(self._decode(position), oldest, limit=1):
             return None
-        return self._position_of(due[0])
+        return encode_row(oldest, self._cursor)
 
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
         end, more = self._decode(upto), True
         while more:
             rows, more = self._stretch(self._decode(position), end, limit=max_rows)
-            reached = self._position_of(rows[-1]) if more else upto
+            reached = self._last_position(rows) if more else upto
             yield Page(self._as_columns(rows), len(rows), reached, look=self._first_look(rows, position, reached))
             position = reached
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
         after, upto, more = late_commits.after(look), self._decode(look.upto), True
-        new: list[Row] = []
         new_marks: list[bytes] = []
-        while more and not new:
+        while more and not new_marks:
             rows, more = self._stretch(self._decode(after), upto, limit=LOOK_ROWS)
             found = self._marks(rows, len(upto or self._cursor))
             indexes = late_commits.unmarked(found, look.marks)
-            new, new_marks = [rows[index] for index in indexes], [found[index] for index in indexes]
-            after = self._position_of(rows[-1]) if rows else after
+            new_marks = [found[index] for index in indexes]
+            after = self._last_position(rows) if rows else after
+        new = rows.chosen(indexes)
         page = Page(self._as_columns(new), len(new), look.upto)
         following = self._next_look(look, upto, look.marks + b"".join(new_marks))
         if more and following is None:
@@ -134,17 +132,19 @@ class SqlSource:
         """Close the connections kept; the next call opens another."""
         _close(self._kept)
 
-    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[list[Row], bool]:
+    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[Rows, bool]:
         """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together."""
         # One row more than wanted shows where the next page begins.
         rows = self._rows(after, upto, limit=limit + 1)
         more = len(rows) > limit
         if more:
-            rows = rows[: self._end_of_groups(rows)]
-        due = rows if upto is not None else self._due(rows)
-        return due, more and len(due) == len(rows)
+            rows.cut(self._end_of_groups(rows))
+        if upto is None and (due := self._due(rows)) < len(rows):
+            rows.cut(due)
+            more = False
+        return rows, more
 
-    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> list[Row]:
+    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> Rows:
         names = self._names()
         statements = self._keyset.ranges(
             [names[column] for column in self._fetched],
@@ -153,34 +153,37 @@ class SqlSource:
             upto=upto,
             limit=limit,
         )
-        rows: list[Row] = []
+        rows = Rows([[] for _ in self._fetched])
         for statement in statements:
-            rows += self._read(statement)[0][: limit - len(rows)]
-            if len(rows) == limit:
+            rows.extend(self._read(statement)[0])
+            if len(rows) >= limit:
+                rows.cut(limit)
                 break
         return rows
 
-    def _end_of_groups(self, rows: list[Row]) -> int:
+    def _end_of_groups(self, rows: Rows) -> int:
         """Return where the rows end that do not share the cursor value of the last one."""
         width = len(self._cursor)
-        following = tuple(rows[-1][:width])
+        following = rows.row(-1, width)
         for end in range(len(rows) - 1, 0, -1):
-            if tuple(rows[end - 1][:width]) != following:
+            if rows.row(end - 1, width) != following:
                 return end
         raise SourceFailed(
             f"{self._name}: more than {len(rows) - 1} rows share one value of the cursor "
             f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
         )
 
-    def _due(self, rows: list[Row]) -> list[Row]:
-        """Leave out the rows at the end that are stamped in the future."""
-        now_s = self._now_us() / 1e6
+    def _due(self, rows: Rows) -> int:
+        """Return how many rows there are before those at the end that are stamped in the future."""
         end = len(rows)
-        while end and late_commits.is_ahead_of_its_time(rows[end - 1][0], now_s):
+        while end and self._is_early(rows, end - 1):
             end -= 1
-        return rows[:end]
+        return end
 
-    def _first_look(self, rows: list[Row], after: Json, upto: Json) -> Look | None:
+    def _is_early(self, rows: Rows, index: int) -> bool:
+        return late_commits.is_ahead_of_its_time(rows.columns[0][index], self._now_us() / 1e6)
+
+    def _first_look(self, rows: Rows, after: Json, upto: Json) -> Look | None:
         now_s = self._now_us() / 1e6
         newest = self._decode(upto)
         left_s = late_commits.unsettled_s(newest[0] if newest else None, now_s=now_s, late_commit_s=self._late_commit_s)
@@ -204,13 +207,12 @@ class SqlSource:
         wait_s = max(since_read_s, self._first_look_s)
         return late_commits.next_look(look, marks, wait_s=wait_s, unsettled_s=left_s)
 
-    def _marks(self, rows: list[Row], width: int) -> list[bytes]:
+    def _marks(self, rows: Rows, width: int) -> list[bytes]:
         """Fingerprint rows by the first ``width`` cursor columns (all there were when the look began) and user key."""
-        cursor = self._cursor[:width]
-        naming = [self._fetched.index(column) for column in cursor]
-        if self._user_key is not None and self._user_key not in cursor:
-            naming.append(self._fetched.index(self._user_key))
-        return late_commits.marks_of([[row[index] for row in rows] for index in naming])
+        naming = rows.columns[:width]
+        if self._user_key is not None and self._user_key not in self._cursor[:width]:
+            naming.append(rows.columns[self._fetched.index(self._user_key)])
+        return late_commits.marks_of(naming)
 
     def _decode(self, position: Json) -> Row | None:
         """Return the cursor values of a position, fewer where the cursor was given more columns since."""
@@ -219,18 +221,16 @@ class SqlSource:
             names = self._names()
             columns = [names[column] for column in self._cursor[: len(row)]]
             # Nothing but the kind of the values tells whether the first columns are still the same.
-            for newest in self._read(self._keyset.newest(columns, limit=1))[0]:
-                if list(map(kind_of, newest)) != list(map(kind_of, row)):
-                    raise does_not_fit(self._cursor)
+            newest, _ = self._read(self._keyset.newest(columns, limit=1))
+            if newest and [*map(kind_of, newest.row(0, len(row)))] != [*map(kind_of, row)]:
+                raise does_not_fit(self._cursor)
         return row
 
-    def _position_of(self, row: Row) -> Json:
-        return encode_row(row[: len(self._cursor)], self._cursor)
+    def _last_position(self, rows: Rows) -> Json:
+        return encode_row(rows.row(-1, len(self._cursor)), self._cursor)
 
-    def _as_columns(self, rows: list[Row]) -> dict[str, Sequence[object]]:
-        # zip(*rows) would make the garbage collector look at every row, again and again: half of the page's cost.
-        places = ((column, self._fetched.index(column)) for column in self._columns)
-        return {column: [row[place] for row in rows] for column, place in places}
+    def _as_columns(self, rows: Rows) -> dict[str, Sequence[object]]:
+        return {column: rows.columns[self._fetched.index(column)] for column in self._columns}
 
     def _refuse_empty_cursors(self) -> None:
         for column in self._cursor:
@@ -247,7 +247,7 @@ class SqlSource:
             self._there = {column: _found(column, there, self._name) for column in self._fetched}
         return self._there
 
-    def _read(self, statement: Statement) -> tuple[list[Row], list[str]]:
+    def _read(self, statement: Statement) -> tuple[Rows, list[str]]:
         thread = threading.get_ident()
         if thread in self._kept:
             try:
@@ -275,14 +275,14 @@ def _close(kept: dict[int, DbApiConnection]) -> None:
             connection.close()
 
 
-def _run(connection: DbApiConnection, statement: Statement) -> tuple[list[Row], list[str]]:
+def _run(connection: DbApiConnection, statement: Statement) -> tuple[Rows, list[str]]:
     cursor = connection.cursor()
     try:
         if statement.parameters:
             cursor.execute(statement.sql, statement.parameters)
         else:
             cursor.execute(statement.sql)
-        return list(cursor.fetchall()), [column[0] for column in cursor.description]
+        return fetched(cursor), [column[0] for column in cursor.description]
     finally:
         cursor.close()
         with suppress(Exception):  # some drivers have no transactions, or none open
