@@ -44,7 +44,7 @@ def _no_waiting() -> Any:
 def test_an_amendment_goes_to_its_list() -> None:
     """An amendment is a PATCH of the audience's contact list in the version of the connection, as built."""
     criteo = Criteo(amend=accepted(2, 1))
-    pieces, _ = amendment_body("remove", "madid", None, [b'"x"'])
+    pieces = amendment_body("remove", "madid", None, [b'"x"'])
     assert criteo.client().amend("7654", pieces) == outcome.Accepted(2, 1)
     (request,) = criteo.calls("amend")
     assert (request.method, request.url.path) == (

@@ -43,7 +43,7 @@ def client_of(sandbox: Sandbox, **more: str) -> CriteoClient:
 def pieces(
     people: list[str], operation: str = "add", kind: str = "email", caller: int | None = None
 ) -> tuple[bytes, ...]:
-    return tuple(amendment_body(operation, kind, caller, [",".join(f'"{one}"' for one in people).encode()])[0])
+    return amendment_body(operation, kind, caller, [",".join(f'"{one}"' for one in people).encode()])
 
 
 def test_the_whole_way(sandbox: Sandbox, client: CriteoClient) -> None:

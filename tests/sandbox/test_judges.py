@@ -88,8 +88,8 @@ def everything_our_client_says(sandbox: Sandbox, version: str) -> None:
         for operation in ("add", "remove"):
             for kind, people in KINDS.items():
                 quoted = ",".join(json.dumps(one) for one in people).encode()
-                pieces = amendment_body(operation, kind, 7 if kind == "gum" else None, [quoted])[0]
-                assert client.amend(audience.criteo_id, tuple(pieces)) == Accepted(len(people), 0)
+                pieces = amendment_body(operation, kind, 7 if kind == "gum" else None, [quoted])
+                assert client.amend(audience.criteo_id, pieces) == Accepted(len(people), 0)
         client.statistics(audience.criteo_id)
         client.create_audience(SHOP, "Another")
         client.listing(SHOP)
@@ -107,7 +107,7 @@ def everything_our_client_says(sandbox: Sandbox, version: str) -> None:
         for trouble in TROUBLES:
             sandbox.clear_faults()
             sandbox.throw(trouble)
-            client.amend(audience.criteo_id, tuple(amendment_body("add", "email", None, [_quoted(PEOPLE)])[0]))
+            client.amend(audience.criteo_id, amendment_body("add", "email", None, [_quoted(PEOPLE)]))
         with pytest.raises(CriteoSyncError):
             client.statistics(audience.criteo_id)
 

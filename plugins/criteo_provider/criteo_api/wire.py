@@ -61,8 +61,8 @@ class Statistics:
 
 def amendment_body(
     operation: str, identifier_type: str, gum_caller_id: int | None, items: Iterable[Piece]
-) -> tuple[Sequence[Piece], int]:
-    """Build the body of a contact-list PATCH; return its pieces and their length in bytes.
+) -> tuple[Piece, ...]:
+    """Build the body of a contact-list PATCH, in pieces.
 
     ``items`` are insides of JSON arrays (``"aa","bb"``); large ones are used as they are, so that 3.4 MB never exist
     twice, and not even once where they are written when they are sent. ``gumCallerId`` goes with ``gum`` only.
@@ -88,7 +88,7 @@ def amendment_body(
             small_bytes += len(item)
     small.append(b"]}}}")
     pieces.append(b"".join(small))
-    return tuple(pieces), sum(map(len, pieces))
+    return tuple(pieces)
 
 
 def search_body(ad_account: str) -> bytes:

@@ -193,8 +193,7 @@ class Courier:
     def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> list[Piece]:
         """Make the body: distinct values per form, in pieces."""
         items = [as_piece(packed, Form(form)) for form, packed in values.items()]
-        pieces, _length = amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items)
-        return list(pieces)
+        return list(amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items))
 
     def make_ready(self) -> Outcome | None:
         """See to a good access token; what stands in the way is an outcome."""

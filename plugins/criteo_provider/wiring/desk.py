@@ -64,7 +64,7 @@ class Desk:
 def try_writing(client: CriteoClient, criteo_id: str, *, tries: int = TRIES) -> Outcome:
     """Remove somebody who does not exist: it changes nothing, and is allowed only to who may write."""
     nobody = json_items(secrets.token_bytes(_DIGEST_BYTES), Form.EMAIL_SHA256)
-    pieces, _length = amendment_body(Operation.REMOVE.value, "email", None, [nobody])
+    pieces = amendment_body(Operation.REMOVE.value, "email", None, [nobody])
     for tries_left in range(tries - 1, -1, -1):
         outcome = client.amend(criteo_id, pieces, slot_taken=False)
         if not isinstance(outcome, Busy | Unavailable) or not tries_left:
