@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Page
+from criteo_provider.sources import sql
 from criteo_provider.sources.keyset import Keyset
+from criteo_provider.sources.rows import Rows
 from criteo_provider.sources.sql import SqlSource
 from tests.sources.table import Database, Entering, database, nothing_seen
 
@@ -55,6 +58,29 @@ def test_reading_goes_on_from_any_position(db: Database) -> None:
         found += list(page.columns["id"])
         position = page.position
     assert found == list(range(10))
+
+
+def test_a_page_is_let_go_of_before_the_next_one_is_read(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a way it is through a table, the rows of one page are held and never those of two."""
+    db.run("CREATE TABLE people (id INTEGER)", *(f"INSERT INTO people VALUES ({n})" for n in range(9)))
+    made: list[weakref.ref[Rows]] = []
+    held: list[bool] = []
+
+    class Watched(Rows):
+        def __init__(self, columns: list[list[object]]) -> None:
+            held.extend(rows() is not None for rows in made)
+            made.append(weakref.ref(self))
+            super().__init__(columns)
+
+    source = db.source("SELECT id FROM people")
+    end = [page.position for page in pages(source)][-1]
+    monkeypatch.setattr(sql, "Rows", Watched)
+    for read in (pages(source), source.between(None, end, max_rows=3)):
+        made.clear()
+        for page in read:
+            del page
+        assert len(made) == 3
+    assert held == [False] * 6
 
 
 def test_a_new_row_is_seen_on_the_kept_connection(db: Database) -> None:

@@ -88,6 +88,7 @@ class SqlSource:
             upto = self._last_position(rows)
             yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
             position = upto
+            del rows  # or they would be held while the next ones are read
 
     def split_at(self, position: Json) -> Json:
         """Return a position that leaves the newest thousand rows behind it, None when hardly more are left."""
@@ -109,6 +110,7 @@ class SqlSource:
             reached = self._last_position(rows) if more else upto
             yield Page(self._as_columns(rows), len(rows), reached, look=self._first_look(rows, position, reached))
             position = reached
+            del rows
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again and give the rows that came since, at most 50,000 at a time."""
