@@ -104,7 +104,7 @@ def _send(
     upload: Any, courier: Courier, ledger: Ledger, house: House, claimed: ClaimedRequest, watch: Stopwatch
 ) -> None:
     values = watch.run("read back", lambda: upload._values(claimed))
-    parcel = watch.run("body", lambda: courier.pack(claimed, values))
+    parcel = watch.run("body", lambda: courier.pack(claimed, lambda: values))
     upload._slots.take()
     outcome = watch.run("request", lambda: courier.send(claimed, parcel, lambda: None))
     watch.run("settle", lambda: ledger.settle(claimed, outcome, now_us=house._clock.now_us(), jitter=0.5))

@@ -31,7 +31,7 @@ def test_json_items_default_to_all() -> None:
 def test_a_piece_is_the_same_text_in_stretches(form: Form, count: int, most_bytes: int) -> None:
     """Its length is known before it is written, and its stretches together are the whole, none much too long."""
     blob = encode(some_values(form, count), form)
-    piece, whole = as_piece(blob, form), json_items(blob, form)
+    piece, whole = as_piece(blob, form, lambda: blob), json_items(blob, form)
     assert (len(piece), bytes(piece)) == (len(whole), whole)
     assert bool(piece) is bool(count)
     if isinstance(piece, JsonItems):
@@ -44,7 +44,21 @@ def test_a_piece_is_the_same_text_in_stretches(form: Form, count: int, most_byte
 def test_what_waits_to_be_sent_is_kept_as_it_is_stored(form: Form) -> None:
     """Values of one width are not text before they are sent, and show nobody when they are printed."""
     blob = encode(some_values(form, 10), form)
-    piece = as_piece(blob, form)
+    piece = as_piece(blob, form, lambda: blob)
     assert isinstance(piece, JsonItems)
-    assert piece.blob is blob
-    assert "blob" not in repr(piece)
+    assert piece._blob is blob
+    assert str(blob) not in repr(piece)
+
+
+@pytest.mark.parametrize("form", [form for form in Form if form.width])
+def test_what_was_sent_is_let_go_of_and_read_again_if_it_is_sent_again(form: Form) -> None:
+    """While an answer is waited for nothing is held; a repetition has the same text, and its length beforehand."""
+    blob = encode(some_values(form, 10), form)
+    reads: list[bytes] = []
+    piece = as_piece(blob, form, lambda: reads.append(blob) or blob)  # type: ignore[func-returns-value]
+    assert isinstance(piece, JsonItems)
+    for reads_before in (0, 1):
+        assert len(piece) == len(json_items(blob, form))
+        assert b"".join(piece.stretches(100)) == json_items(blob, form)
+        assert piece._blob is None
+        assert len(reads) == reads_before

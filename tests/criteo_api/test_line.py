@@ -102,8 +102,9 @@ def test_a_request_on_the_wire() -> None:
 
 def test_values_are_written_while_they_are_sent() -> None:
     """Stored values go out as their text, at a second try too, and take a fraction of it in memory."""
-    body: tuple[Piece, ...] = (b"[", as_piece(bytes(range(32)) * 10_000, Form.EMAIL_SHA256), b"]")
-    large = as_piece(bytes(32) * 300_000, Form.EMAIL_SHA256)
+    values, many_values = bytes(range(32)) * 10_000, bytes(32) * 300_000
+    body: tuple[Piece, ...] = (b"[", as_piece(values, Form.EMAIL_SHA256, lambda: values), b"]")
+    large = as_piece(many_values, Form.EMAIL_SHA256, lambda: many_values)
     text = b"".join(map(bytes, body))
     assert len(text) > 600_000  # several slices
     with server(OK) as (url, received):

@@ -55,7 +55,7 @@ def test_large_items_are_not_copied() -> None:
 
 def test_items_written_when_they_are_sent_are_pieces_of_their_own() -> None:
     """Many stored values are handed on as they are; a few are text beside the other items."""
-    many, few = as_piece(bytes(32) * 50_000, Form.EMAIL_SHA256), as_piece(bytes(32), Form.EMAIL_SHA256)
+    many, few = (as_piece(bytes(32) * count, Form.EMAIL_SHA256, bytes) for count in (50_000, 1))
     pieces = wire.amendment_body("add", "email", None, [few, many, few])
     assert [piece is many for piece in pieces] == [False, True, False]
     text = b"".join(map(bytes, pieces))

@@ -54,8 +54,8 @@ class Courier:
     def make_ready(self) -> Outcome | None:
         return self.obstacle
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> dict[str, list[bytes]]:
-        return {form: decode(packed, Form(form)) for form, packed in values.items()}
+    def pack(self, claimed: ClaimedRequest, values: Callable[[], dict[str, bytes]]) -> dict[str, list[bytes]]:
+        return {form: decode(packed, Form(form)) for form, packed in values().items()}
 
     def send(self, claimed: ClaimedRequest, parcel: Any, before_first_byte: Callable[[], None]) -> Outcome:
         before_first_byte()

@@ -178,8 +178,8 @@ class Courier:
             return AccessLost("connection", "consent-withdrawn", "Criteo refuses the refresh token.")
         return None
 
-    def pack(self, _claimed: ClaimedRequest, values: dict[str, bytes]) -> Values:
-        return {form: decode(blob, Form(form)) for form, blob in values.items()}
+    def pack(self, _claimed: ClaimedRequest, values: Callable[[], dict[str, bytes]]) -> Values:
+        return {form: decode(blob, Form(form)) for form, blob in values().items()}
 
     def send(self, claimed: ClaimedRequest, parcel: Values, before_first_byte: Callable[[], None]) -> Outcome:
         telling, schedule = self._telling, self._telling.schedule

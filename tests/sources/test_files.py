@@ -4,7 +4,8 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Collection, Iterable
+import weakref
+from collections.abc import Callable, Collection, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from criteo_provider.core.errors import SourceFailed
-from criteo_provider.core.ports import Json
+from criteo_provider.core.ports import Columns, Json
+from criteo_provider.sources import file_formats
+from criteo_provider.sources.file_formats import Batch
 from criteo_provider.sources.files import FilesSource
 from tests.sources.table import nothing_seen
 
@@ -116,6 +119,33 @@ def test_files_come_oldest_first_and_small_ones_share_a_page(tmp_path: Path) -> 
     assert [page.rows for page in pages] == [4, 4, 1]
     assert [value for page in pages for value in page.columns["id"]] == [str(n) for n in range(9)]
     assert sum(len(page.completes) for page in pages) == 10
+
+
+def test_pieces_are_let_go_of_once_they_are_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever works on a page holds all there is of its rows: the pieces it was made of are gone."""
+
+    class Piece(dict[str, Any]):
+        """Columns of which can be told whether anybody holds them."""
+
+    pieces: list[weakref.ref[Piece]] = []
+
+    def watched(rows: int, columns: Callable[[], Columns]) -> Batch:
+        def make() -> Columns:
+            piece = Piece(columns())
+            pieces.append(weakref.ref(piece))
+            return piece
+
+        return Batch(rows, make)
+
+    put(tmp_path / "people.parquet", people(0, 12))
+    monkeypatch.setattr(file_formats, "PIECE_ROWS", 2)
+    monkeypatch.setattr(file_formats, "Batch", watched)
+    held = []
+    for page in source(tmp_path).pages(None, max_rows=6, seen=nothing_seen):
+        assert page.rows == 6
+        held.append(sum(piece() is not None for piece in pieces))
+    assert len(pieces) == 6
+    assert held == [1, 0]  # of the first page: the piece that is to begin the next one
 
 
 def test_an_empty_file_is_finished_like_any_other(tmp_path: Path) -> None:

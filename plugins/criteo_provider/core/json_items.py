@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from binascii import hexlify
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from criteo_provider.core.identifiers import Form, decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JsonItems:
-    """The values of a blob as the inside of a JSON array, written when they are sent: the text is twice as long."""
+    """The values of a blob as the inside of a JSON array, written when they are sent: the text is twice as long.
 
-    blob: bytes = field(repr=False)
+    The blob is let go of as it is sent, because an answer may be long in coming; ``again`` reads it once more for a
+    request that has to be repeated.
+    """
+
     form: Form
     width: int
+    again: Callable[[], bytes] = field(repr=False)
+    _blob: bytes | None = field(default=None, repr=False)
 
     @property
-    def _count(self) -> int:
-        return len(self.blob) // self.width
+    def _here(self) -> bytes:
+        if self._blob is None:
+            self._blob = self.again()
+        return self._blob
 
     @property
     def _item_bytes(self) -> int:
@@ -29,26 +36,30 @@ class JsonItems:
 
     def __len__(self) -> int:
         """Return the length of the text in bytes."""
-        return max(0, self._count * self._item_bytes - len(","))
+        return max(0, len(self._here) // self.width * self._item_bytes - len(","))
 
     def __bytes__(self) -> bytes:
         """Return all of the text."""
-        return json_items(self.blob, self.form)
+        return json_items(self._here, self.form)
 
     def stretches(self, most_bytes: int) -> Iterator[bytes]:
-        """Yield the text in stretches of about so many bytes, at least one value each."""
+        """Yield the text in stretches of about so many bytes, at least one value each, and keep nothing of it."""
+        blob, self._blob = self._here, None
         at_once = max(1, most_bytes // self._item_bytes)
-        for first in range(0, self._count, at_once):
-            yield (b"," if first else b"") + json_items(self.blob, self.form, first, first + at_once)
+        for first in range(0, len(blob) // self.width, at_once):
+            yield (b"," if first else b"") + json_items(blob, self.form, first, first + at_once)
 
 
 # What a body is made of: text, or what is written when it is sent.
 Piece: TypeAlias = bytes | JsonItems
 
 
-def as_piece(blob: bytes, form: Form) -> Piece:
-    """Return the values of a blob as a piece of a body; what is not of one width is written at once."""
-    return JsonItems(blob, form, form.width) if form.width else json_items(blob, form)
+def as_piece(blob: bytes, form: Form, again: Callable[[], bytes]) -> Piece:
+    """Return the values of a blob as a piece of a body, which ``again`` can read once more.
+
+    What is not of one width is written at once, and kept.
+    """
+    return JsonItems(form, form.width, again, blob) if form.width else json_items(blob, form)
 
 
 def json_items(blob: bytes, form: Form, first: int = 0, last: int | None = None) -> bytes:

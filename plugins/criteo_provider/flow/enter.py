@@ -230,12 +230,12 @@ class Enter:
                     sealing.hand_over(gathered)
                     gathered = _Gathered()
                 _gather(gathered, page, keys, columns)
+                del page, keys, columns  # or they would be held while others are packed and the next page is read
                 if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
                     sealing.hand_over(gathered)
                     gathered = _Gathered()
                 if stop.is_set() or (most_rows is not None and done.rows >= most_rows):
                     break
-                del page, keys, columns  # or they would be held while the next page is read
         except SourceFailed:
             # What a source has given before it failed is given.
             sealing.finish(gathered)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from criteo_provider.core.errors import Busy, LedgerUnwritable, LostClaim
@@ -61,8 +62,8 @@ class UploadLedger(Protocol):
 class Courier(Protocol):
     """Carries one request to Criteo."""
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> Any:
-        """Make the request's body from distinct values, packed per identifier form."""
+    def pack(self, claimed: ClaimedRequest, values: Callable[[], dict[str, bytes]]) -> Any:
+        """Make the request's body from distinct values, packed per identifier form; they can be read again."""
 
     def make_ready(self) -> Outcome | None:
         """See to a good access token before a slot is taken; what stands in the way is an outcome."""
@@ -158,7 +159,7 @@ class Upload:
             if obstacle is not None:
                 self._land(claimed, obstacle, busy)
                 return
-            parcel = self._courier.pack(claimed, self._values(claimed))
+            parcel = self._courier.pack(claimed, partial(self._values, claimed))
             slot = self._slots.take(spacing=self._spacing())
         except BaseException:
             self._land(claimed, None, busy)

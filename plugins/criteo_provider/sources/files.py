@@ -133,13 +133,16 @@ def _gathered(pages: Iterator[Page], max_rows: int) -> Iterator[Page]:
     for page in pages:
         if held and sum(other.rows for other in held) + page.rows > max_rows:
             yield _joined(held)
-            held = []
         held.append(page)
+        del page  # nothing is held here while others work on what was yielded
     if held:
         yield _joined(held)
 
 
-def _joined(pages: list[Page]) -> Page:
+def _joined(held: list[Page]) -> Page:
+    """Make one page of some, and let go of them."""
+    pages = held.copy()
+    held.clear()
     if len(pages) == 1:
         return pages[0]
     columns: Columns = {

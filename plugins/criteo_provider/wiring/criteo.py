@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from sqlalchemy import Engine
@@ -190,9 +190,13 @@ class Courier:
 
     client: CriteoClient
 
-    def pack(self, claimed: ClaimedRequest, values: dict[str, bytes]) -> list[Piece]:
-        """Make the body: distinct values per form, in pieces."""
-        items = [as_piece(packed, Form(form)) for form, packed in values.items()]
+    def pack(self, claimed: ClaimedRequest, values: Callable[[], dict[str, bytes]]) -> list[Piece]:
+        """Make the body: distinct values per form, in pieces; they are read again for a request that is repeated."""
+
+        def again(form: str) -> bytes:
+            return values().get(form, b"")
+
+        items = [as_piece(packed, Form(form), partial(again, form)) for form, packed in values().items()]
         return list(amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items))
 
     def make_ready(self) -> Outcome | None:
@@ -208,5 +212,5 @@ class Courier:
         try:
             return self.client.amend(claimed.criteo_id, parcel, before_first_byte=before_first_byte)
         finally:
-            # What httpx keeps of a request refers to itself, and would hold 1.6 MB until the garbage is collected.
+            # What httpx keeps of a request refers to itself: what was not sent would be held until it is collected.
             parcel.clear()
