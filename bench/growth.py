@@ -128,7 +128,7 @@ def _crowd() -> SealedPeople:
     keys = [f"customer-{number}" for number in range(CHUNK)]
     read = normalise("email", [f"shopper.{number}@example.com" for number in range(CHUNK)])
     return pack(
-        keys, {(form.value, None): column for form, column in read.values.items()}, {"email": read.unusable},  # type: ignore[dict-item]
+        keys, {(form.value, None): column.rows() for form, column in read.values.items()}, {},
         lambda held, form: encode(held, Form(form)),
     )  # fmt: skip
 
@@ -176,8 +176,7 @@ def _index(connection: Connection, chunks: int) -> None:
 def _first_name(kind: str) -> str | bytes:
     if kind == USER_KEY:
         return "customer-7"
-    column = normalise("email", ["shopper.7@example.com"]).values[Form.EMAIL_SHA256]
-    return column[0] or b""
+    return normalise("email", ["shopper.7@example.com"]).values[Form.EMAIL_SHA256].there[0]
 
 
 def _pages(kind: str, prefixes: Any, offsets: Any) -> list[dict[str, Any]]:

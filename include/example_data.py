@@ -110,8 +110,8 @@ def email_sha256(path: Path, customer_id: int) -> str:
 
     with closing(_open(path)) as shop:
         (email,) = shop.execute("SELECT email FROM customers WHERE customer_id = ?", (customer_id,)).fetchone()
-    (digest,) = normalise("email", [email]).values[Form.EMAIL_SHA256]
-    return to_wire(digest or b"", Form.EMAIL_SHA256)
+    (digest,) = normalise("email", [email]).values[Form.EMAIL_SHA256].there
+    return to_wire(digest, Form.EMAIL_SHA256)
 
 
 def _customers(rng: random.Random, first: int, count: int) -> Iterator[Row]:

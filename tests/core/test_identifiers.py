@@ -51,11 +51,11 @@ anything = st.one_of(
 def hexed(field: str, value: object, **options: object) -> dict[str, str]:
     """Normalise one value and show what Criteo would see, by form."""
     found = normalise(field, [value], **options).values  # type: ignore[arg-type]
-    return {form.value: to_wire(column[0], form) for form, column in found.items() if column[0] is not None}
+    return {form.value: to_wire(column.there[0], form) for form, column in found.items() if column.there}
 
 
 def reason(field: str, value: object) -> Unusable | None:
-    return normalise(field, [value]).unusable[0]
+    return normalise(field, [value]).unusable.get(0)
 
 
 # --- e-mail ----------------------------------------------------------------------------------------------
@@ -152,11 +152,11 @@ def test_thirty_two_digits_are_an_md5() -> None:
 def test_plain_and_hashed_rows_share_a_column() -> None:
     """Columns stay aligned with the input when plain, hashed and unusable rows alternate."""
     found = normalise("email", [JOHN, JOHN_MD5, None, JOHN_SHA256, "x"])
-    assert found.values == {
+    assert {form: column.rows() for form, column in found.values.items()} == {
         Form.EMAIL_SHA256: [bytes.fromhex(JOHN_SHA256), None, None, bytes.fromhex(JOHN_SHA256), None],
         Form.EMAIL_MD5: [None, bytes.fromhex(JOHN_MD5), None, None, None],
     }
-    assert found.unusable == [None, None, Unusable.MISSING, None, Unusable.MALFORMED]
+    assert found.unusable == {2: Unusable.MISSING, 4: Unusable.MALFORMED}
 
 
 @given(addresses, st.sampled_from(list(EmailHash)))
@@ -164,7 +164,7 @@ def test_hashed_input_is_never_hashed_again(address: str, name: EmailHash) -> No
     """What we send for an address comes out unchanged when it is put in again."""
     once = normalise("email", [address], email_hashes=[name]).values[name.form]
     again = normalise(
-        "email", [to_wire(once[0] or b"", name.form)], email_input=name if name == "sha256_md5" else "auto"
+        "email", [to_wire(once.there[0], name.form)], email_input=name if name == "sha256_md5" else "auto"
     )
     assert again.values == {name.form: once}
 
@@ -180,9 +180,10 @@ def test_normalising_an_address_twice_changes_nothing(text: str) -> None:
 def test_every_row_has_a_value_or_a_reason(values: list[object], field: str) -> None:
     """Any value at all is either usable in some form or has a reason, and every column is as long as the input."""
     found = normalise(field, values, email_hashes=["sha256", "md5"])
-    assert all(len(column) == len(values) for column in [*found.values.values(), found.unusable])
-    for row, why in enumerate(found.unusable):
-        assert (why is None) == any(column[row] is not None for column in found.values.values())
+    columns = [column.rows() for column in found.values.values()]
+    assert all(len(column) == len(values) for column in columns)
+    for row in range(len(values)):
+        assert (row not in found.unusable) == any(column[row] is not None for column in columns)
 
 
 def test_neither_values_nor_forms_show_in_a_repr() -> None:
@@ -315,15 +316,16 @@ mostly_good = st.lists(well_formed | st.none() | NASTY | st.just("a@" + "b" * 40
 def test_a_column_of_addresses_is_read_as_each_of_them_alone(values: list[object]) -> None:
     """The quick look at a whole column ends with the digests, forms and reasons that one value at a time gives."""
     whole = normalise("email", values, email_hashes=["sha256", "md5", "sha256_md5"])
+    columns = {form: column.rows() for form, column in whole.values.items()}
     for row, value in enumerate(values):
         alone = normalise("email", [value], email_hashes=["sha256", "md5", "sha256_md5"])
-        assert {form: column[row] for form, column in whole.values.items() if column[row] is not None} == {
-            form: column[0] for form, column in alone.values.items()
+        assert {form: column[row] for form, column in columns.items() if column[row] is not None} == {
+            form: column.there[0] for form, column in alone.values.items()
         }
-        assert whole.unusable[row] == alone.unusable[0]
+        assert whole.unusable.get(row) == alone.unusable.get(0)
         address = normalise_address(value)
         if address is not None:
-            assert alone.values[Form.EMAIL_SHA256] == [hashlib.sha256(address.encode()).digest()]
+            assert alone.values[Form.EMAIL_SHA256].there == [hashlib.sha256(address.encode()).digest()]
 
 
 @given(

@@ -123,7 +123,7 @@ def people_of(
         if field in fields:
             read = normalise(field, [row[number] for row in rows], email_hashes=email_hashes)
             for form, column in read.values.items():
-                for row, value in zip(rows, column, strict=True):
+                for row, value in zip(rows, column.rows(), strict=True):
                     if value is not None:
                         held[str(row[0])].add(Identifier(form.identifier_type, to_wire(value, form)))
     return held

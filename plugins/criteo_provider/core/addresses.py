@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import md5, sha256
-from typing import TypeVar
 
+from criteo_provider.core.columns import Column
 from criteo_provider.core.source_values import text_of
 
-T = TypeVar("T")
 MAX_ADDRESS_CHARS = 320
 
 
@@ -43,6 +42,8 @@ def normalise_address(value: object) -> str | None:
 _ALL_BUT_AT = bytes(sign for sign in range(256) if sign not in b"@ ")
 _ALL_BUT_AT_AND_DOT = bytes(sign for sign in range(256) if sign not in b"@. ")
 _PRINTABLE = bytes(range(0x20, 0x7F))
+# One search for two of these signs in a row takes a fourth of the time of one search for each odd pair.
+_SIGNS_ALIKE = bytes.maketrans(b"@. ", b"...")
 # Small enough that one odd value costs the others of its block little, large enough that a block costs nothing.
 _BLOCK = 2_000
 
@@ -64,38 +65,30 @@ def _plain_addresses(values: Sequence[object]) -> list[bytes] | None:
         return None
     if column.translate(None, _ALL_BUT_AT_AND_DOT).count(b"@.") != len(values):
         return None  # a domain without a dot
-    # An empty local part, a domain that begins or ends with a dot, or two dots (which a local part may have).
-    if column[:1] == b"@" or column[-1:] == b"." or any(odd in column for odd in (b" @", b"@.", b". ", b"..")):
+    # An empty local part, a domain that begins or ends with a dot, or two dots. A local part may have these, and
+    # begin or end with a dot: such a block is asked one by one, too.
+    if column[:1] == b"@" or column[-1:] == b"." or b".." in column.translate(_SIGNS_ALIKE):
         return None
     addresses = column.split(b" ")
     return addresses if max(map(len, addresses)) <= MAX_ADDRESS_CHARS else None
 
 
-def normalised_addresses(values: Sequence[object]) -> list[bytes | None]:
-    """Normalise a column of addresses, as bytes to be hashed; None where the value is none."""
-    present = [value for value in values if value is not None]
+def normalised_addresses(values: Sequence[object]) -> Column[bytes]:
+    """Normalise a column of addresses, as bytes to be hashed; nothing is there where the value is none."""
+    given = Column.of(values)
     found: list[bytes | None] = []
-    for start in range(0, len(present), _BLOCK):
-        block = present[start : start + _BLOCK]
-        found += _plain_addresses(block) or [_encoded(normalise_address(value)) for value in block]
-    if len(present) == len(values):
-        return found
-    return spread(found, [row for row, value in enumerate(values) if value is None])
+    all_plain = True
+    for start in range(0, len(given.there), _BLOCK):
+        block = given.there[start : start + _BLOCK]
+        plain = _plain_addresses(block)
+        all_plain = all_plain and plain is not None
+        found += [_encoded(normalise_address(value)) for value in block] if plain is None else plain
+    addresses = Column(found, given.holes)
+    return addresses if all_plain else Column.of(addresses.rows())  # type: ignore[return-value]
 
 
 def _encoded(address: str | None) -> bytes | None:
     return None if address is None else address.encode()
-
-
-def spread(found: list[T], holes: Sequence[int]) -> list[T | None]:
-    """Put what was found for all rows but these back into its rows; ``holes`` ascend."""
-    if not holes:
-        return [*found]
-    rows: list[T | None] = []
-    for before, hole in enumerate(holes):
-        rows += found[len(rows) - before : hole - before]
-        rows.append(None)
-    return rows + found[len(rows) - len(holes) :]
 
 
 def _sha256_column(addresses: Sequence[bytes]) -> list[bytes]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import compress, pairwise, repeat
 from typing import TypeVar
 
+from criteo_provider.core.columns import Column
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span, Status
 from criteo_provider.core.standing import Stand
 
-Values = Sequence[bytes | None]
 FormKey = tuple[str, int | None]
 # Which forms a person has, and why which fields are lacking.
 Kind = tuple[tuple[bool, ...], tuple[Reason | None, ...]]
@@ -39,7 +39,7 @@ class Unnamed:
 
 def pack(
     user_keys: Sequence[str],
-    values: Mapping[FormKey, Values],
+    values: Mapping[FormKey, Sequence[bytes | None]],
     lacking: Mapping[str, Sequence[Reason | None]],
     encode: Callable[[Sequence[bytes], str], bytes],
 ) -> SealedPeople:
@@ -48,21 +48,28 @@ def pack(
     ``values`` holds one column per identifier form, ``lacking`` one per field (the reason, None where usable);
     all columns are as long as ``user_keys``. ``encode(values, form)`` makes the stored bytes.
     """
-    return pack_unnamed(len(user_keys), values, lacking, encode).named(user_keys)
+    columns = {key: Column.of(column) for key, column in values.items()}
+    by_row = {
+        field: {row: reason for row, reason in enumerate(column) if reason is not None}
+        for field, column in lacking.items()
+    }
+    return pack_unnamed(len(user_keys), columns, by_row, encode).named(user_keys)
 
 
 def pack_unnamed(
     people: int,
-    values: Mapping[FormKey, Values],
-    lacking: Mapping[str, Sequence[Reason | None]],
+    values: Mapping[FormKey, Column[bytes]],
+    lacking: Mapping[str, Mapping[int, Reason]],
     encode: Callable[[Sequence[bytes], str], bytes],
 ) -> Unnamed:
-    """Pack so many people without their keys; otherwise as ``pack``."""
+    """Pack so many people without their keys, told of each field who lacks it; otherwise as ``pack``."""
     others, groups = _grouped([*values.values()], [*lacking.values()], people)
     forms = []
     for number, ((form, caller_id), column) in enumerate(values.items()):
         present = _spans(span for span, (has, _) in groups if has[number])
-        held = [value for value in _picked(column, others) if value is not None]
+        # Where all of the others lack it, those who have it stand as they came.
+        alike = len(column.holes) == len(others)
+        held = column.there if alike else Column.of(_picked(column.rows(), others)).there
         if held:
             forms.append(PackedForm(form, caller_id, present, len(held), encode(held, form)))
     shortfalls = [
@@ -97,17 +104,16 @@ def unsendable(people: SealedPeople, forms: Collection[str], fields: Collection[
 
 
 def _grouped(
-    values: Sequence[Values], lacking: Sequence[Sequence[Reason | None]], people: int
+    values: Sequence[Column[bytes]], lacking: Sequence[Mapping[int, Reason]], people: int
 ) -> tuple[list[int], list[tuple[Span, Kind]]]:
     """Tell where those stand who lack something, as they are to stand, and which spans are of which kind then.
 
     Most people lack nothing: what is done for each of the others is not done for them.
     """
-    lacks = {place for column in values for place, value in enumerate(column) if value is None}
-    lacks.update(*(compress(range(people), column) for column in lacking))
-    places = sorted(lacks)
-    has = _rows([[column[place] is not None for place in places] for column in values], len(places))
-    whys = _rows([[column[place] for place in places] for column in lacking], len(places))
+    holes = [frozenset(column.holes) for column in values]
+    places = sorted(frozenset().union(*holes, *lacking))
+    has = _rows([[place not in without for place in places] for without in holes], len(places))
+    whys = _rows([[*map(column.get, places)] for column in lacking], len(places))
     members: dict[Kind, list[int]] = defaultdict(list)
     for place, kind in zip(places, zip(has, whys, strict=True), strict=True):
         members[kind].append(place)

@@ -7,6 +7,7 @@ engines differ on non-ASCII letters, and a different hash is a person silently u
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,8 @@ from hashlib import sha256
 from typing import TypeGuard
 from uuid import UUID
 
-from criteo_provider.core.addresses import HASH_COLUMN, normalise_address, normalised_addresses, spread
+from criteo_provider.core.addresses import HASH_COLUMN, normalise_address, normalised_addresses
+from criteo_provider.core.columns import Column
 from criteo_provider.core.errors import Misconfigured
 from criteo_provider.core.source_values import is_missing, text_of
 
@@ -84,12 +86,12 @@ class EmailInput(StrEnum):
 class Normalised:
     """One column of a field, ready to be stored.
 
-    ``values`` holds the forms that occur, each as long as the input, None where the row has no such value.
-    ``unusable`` is as long as the input: the reason for a row without any value, else None.
+    ``values`` holds the forms that occur, each as long as the input.
+    ``unusable`` holds the reason for each row without any value.
     """
 
-    values: dict[Form, list[bytes | None]] = field(repr=False)
-    unusable: list[Unusable | None] = field(repr=False)
+    values: dict[Form, Column[bytes]] = field(repr=False)
+    unusable: dict[int, Unusable] = field(repr=False)
 
 
 def normalise(
@@ -110,13 +112,15 @@ def normalise(
     if field not in FIELDS:
         raise Misconfigured(f"{field!r} is not an identifier field. Use one of: {', '.join(FIELDS)}.")
     read = _madid if field == "madid" else _opaque
-    column: list[bytes | None] = []
-    unusable: list[Unusable | None] = []
-    for value in values:
+    there: list[bytes] = []
+    unusable: dict[int, Unusable] = {}
+    for row, value in enumerate(values):
         found = read(value)
-        column.append(found if isinstance(found, bytes) else None)
-        unusable.append(found if isinstance(found, Unusable) else None)
-    return Normalised({Form(field): column} if any(column) else {}, unusable)
+        if isinstance(found, bytes):
+            there.append(found)
+        else:
+            unusable[row] = found
+    return Normalised({Form(field): Column(there, [*unusable])} if there else {}, unusable)
 
 
 # --- e-mail ----------------------------------------------------------------------------------------------
@@ -128,19 +132,22 @@ _HASHES_OF_NOTHING = frozenset(digest for column in HASH_COLUMN.values() for dig
 
 def _emails(values: Sequence[object], hashes: Sequence[EmailHash], long_form: Form) -> Normalised:
     addresses = normalised_addresses(values)
-    others = [row for row, address in enumerate(addresses) if address is None]
-    usable = [*filter(None, addresses)]
-    columns = {name.form: spread(HASH_COLUMN[name.value](usable), others) for name in hashes} if usable else {}
-    unusable: list[Unusable | None] = [None] * len(values)
-    for row in others:
+    columns: dict[Form, Column[bytes]] = {}
+    if addresses.there:
+        columns = {name.form: Column(HASH_COLUMN[name.value](addresses.there), addresses.holes) for name in hashes}
+    unusable: dict[int, Unusable] = {}
+    hashed: dict[Form, dict[int, bytes]] = defaultdict(dict)
+    for row in addresses.holes:
         found = _hashed(values[row])
         if isinstance(found, bytes):
-            form = long_form if len(found) == 32 else Form.EMAIL_MD5
-            if form not in columns:
-                columns[form] = [None] * len(values)
-            columns[form][row] = found
+            hashed[long_form if len(found) == 32 else Form.EMAIL_MD5][row] = found
         else:
             unusable[row] = found
+    for form, by_row in hashed.items():
+        rows: list[bytes | None] = columns[form].rows() if form in columns else [None] * len(values)
+        for row, digest in by_row.items():
+            rows[row] = digest
+        columns[form] = Column.of(rows)
     return Normalised(columns, unusable)
 
 

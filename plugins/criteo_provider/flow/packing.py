@@ -15,10 +15,11 @@ from typing import IO, Any
 
 from criteo_provider.core import identifiers
 from criteo_provider.core.batching import Unnamed, pack_unnamed
+from criteo_provider.core.columns import Column
 from criteo_provider.core.identifiers import Form, Unusable
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
 
-_REASONS: Mapping[Unusable | None, Reason] = {
+_REASONS: Mapping[Unusable, Reason] = {
     Unusable.MISSING: Reason.MISSING,
     Unusable.BLANK: Reason.BLANK,
     Unusable.MALFORMED: Reason.MALFORMED,
@@ -48,8 +49,8 @@ def packed(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns)
 
 
 def _unnamed(fields: Sequence[FieldColumn], people: int, columns: Columns) -> Unnamed:
-    values: dict[tuple[str, int | None], Sequence[bytes | None]] = {}
-    lacking: dict[str, Sequence[Reason | None]] = {}
+    values: dict[tuple[str, int | None], Column[bytes]] = {}
+    lacking: dict[str, dict[int, Reason]] = {}
     for chosen in fields:
         read = identifiers.normalise(
             chosen.field,
@@ -59,7 +60,7 @@ def _unnamed(fields: Sequence[FieldColumn], people: int, columns: Columns) -> Un
         )
         for form, column in read.values.items():
             values[(form.value, chosen.caller_id)] = column
-        lacking[chosen.field] = [*map(_REASONS.get, read.unusable)]
+        lacking[chosen.field] = {row: _REASONS[why] for row, why in read.unusable.items()}
     return pack_unnamed(people, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
 
 

@@ -140,7 +140,7 @@ class Withdraw:
                 email_hashes=chosen.email_hashes,
                 email_input=chosen.email_input,
             )
-            values.update(((form.value, chosen.caller_id), column) for form, column in read.values.items())
+            values.update(((form.value, chosen.caller_id), column.rows()) for form, column in read.values.items())
         taken_back = self._plan.taken_back.mask(columns) if self._plan.taken_back else [False] * rows
         told = withdrawals(keys, values, taken_back)
         nameless = sum(

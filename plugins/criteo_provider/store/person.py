@@ -80,9 +80,8 @@ def names_of(text: str) -> dict[str, set[Name]]:
     for field in forms.FIELDS:
         for email_input in EmailInput:
             read = forms.normalise(field, [text], email_hashes=list(EmailHash), email_input=email_input)
-            for form, (value,) in read.values.items():
-                if value is not None:
-                    names[form.value].add(value)
+            for form, column in read.values.items():
+                names[form.value].update(column.there)
     return dict(names)
 
 
