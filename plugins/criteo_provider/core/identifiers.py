@@ -198,6 +198,10 @@ def _opaque(value: object) -> bytes | Unusable:
 _PLAIN_KEY = re.compile(rf"[^@\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{1,{MAX_KEY_CHARS}}}")
 
 
+# Without a blank or control character there is nothing to strip, and without an @ nothing to hash.
+_PLAIN_SIGNS = bytes(sign for sign in range(0x21, 0x7F) if sign != ord("@"))
+
+
 def user_key(values: Sequence[object]) -> list[str | None]:
     """Return the name the ledger knows each user by: 1 to 255 characters on one line, or None.
 
@@ -215,9 +219,10 @@ def _are_plain_keys(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
         text = "".join(values)  # type: ignore[arg-type]
     except TypeError:
         return False
-    # Without a blank or control character there is nothing to strip.
-    plain = text.isascii() and text.isprintable() and "@" not in text and " " not in text
-    return plain and all(values) and max(map(len, values), default=0) <= MAX_KEY_CHARS  # type: ignore[arg-type]
+    if not text.isascii() or text.encode().translate(None, _PLAIN_SIGNS):
+        return False
+    lengths = {*map(len, values)}  # type: ignore[arg-type]
+    return 0 not in lengths and max(lengths, default=0) <= MAX_KEY_CHARS
 
 
 def _user_key(value: object) -> str | None:

@@ -76,7 +76,8 @@ def order_of(fields: Sequence[FieldColumn], people: int, columns: Columns) -> by
         for one in fields
     ]
     try:
-        return _message((chosen, people, {name: [*column] for name, column in columns.items()}))
+        plain = {name: column if type(column) is list else [*column] for name, column in columns.items()}
+        return _message((chosen, people, plain))
     except ValueError:
         return None
 

@@ -157,7 +157,11 @@ class SqlSource:
         )
         rows = Rows([[] for _ in self._fetched])
         for statement in statements:
-            rows.extend(self._read(statement)[0])
+            found, _ = self._read(statement)
+            if rows:
+                rows.extend(found)
+            else:
+                rows = found
             if len(rows) >= limit:
                 rows.cut(limit)
                 break
