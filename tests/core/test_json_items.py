@@ -55,7 +55,12 @@ def test_what_was_sent_is_let_go_of_and_read_again_if_it_is_sent_again(form: For
     """While an answer is waited for nothing is held; a repetition has the same text, and its length beforehand."""
     blob = encode(some_values(form, 10), form)
     reads: list[bytes] = []
-    piece = as_piece(blob, form, lambda: reads.append(blob) or blob)  # type: ignore[func-returns-value]
+
+    def again() -> bytes:
+        reads.append(blob)
+        return blob
+
+    piece = as_piece(blob, form, again)
     assert isinstance(piece, JsonItems)
     for reads_before in (0, 1):
         assert len(piece) == len(json_items(blob, form))

@@ -84,6 +84,7 @@ def normalised_addresses(values: Sequence[object]) -> Column[bytes]:
         all_plain = all_plain and plain is not None
         found += [_encoded(normalise_address(value)) for value in block] if plain is None else plain
     addresses = Column(found, given.holes)
+    # Where all were plain, none of those found is None: what costs a pass over the column to see is known already.
     return addresses if all_plain else Column.of(addresses.rows())  # type: ignore[return-value]
 
 

@@ -23,10 +23,6 @@ class Column(Generic[T]):
         holes = [row for row, value in enumerate(rows) if value is None] if len(there) < len(rows) else ()
         return cls(there, holes)
 
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        return len(self.there) + len(self.holes)
-
     def rows(self) -> list[T | None]:
         """Return the column with None in the rows that have no value."""
         rows: list[T | None] = []

@@ -221,7 +221,7 @@ def _are_plain_keys(values: Sequence[object]) -> TypeGuard[Sequence[str]]:
         return False
     if not text.isascii() or text.encode().translate(None, _PLAIN_SIGNS):
         return False
-    lengths = {*map(len, values)}  # type: ignore[arg-type]
+    lengths = {*map(len, values)}  # type: ignore[arg-type]  # texts, or they could not have been joined
     return 0 not in lengths and max(lengths, default=0) <= MAX_KEY_CHARS
 
 

@@ -194,7 +194,7 @@ class Courier:
         """Make the body: distinct values per form, in pieces; they are read again for a request that is repeated."""
 
         def again(form: str) -> bytes:
-            return values().get(form, b"")
+            return values()[form]
 
         items = [as_piece(packed, Form(form), partial(again, form)) for form, packed in values().items()]
         return list(amendment_body(claimed.operation.value, claimed.identifier_type, claimed.gum_caller_id, items))
