@@ -25,6 +25,17 @@ class Rows:
         """Return the first ``width`` values of one row."""
         return tuple(column[index] for column in self.columns[:width])
 
+    def first(self, count: int) -> Rows:
+        """Return the first of these rows."""
+        return Rows([column[:count] for column in self.columns])
+
+    def are(self, others: Rows) -> bool:
+        """Tell whether the others have the same values, of the same types."""
+        return self.columns == others.columns and all(
+            [*map(type, mine)] == [*map(type, theirs)]
+            for mine, theirs in zip(self.columns, others.columns, strict=True)
+        )
+
     def chosen(self, indexes: Sequence[int]) -> Rows:
         """Return these rows only."""
         return Rows([[column[index] for index in indexes] for column in self.columns])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import weakref
@@ -13,12 +14,19 @@ from criteo_provider.core.errors import CriteoSyncError, SourceFailed
 from criteo_provider.core.ports import Json, Look, Page, Seen
 from criteo_provider.sources import late_commits
 from criteo_provider.sources.cursor_values import decode_row, does_not_fit, encode_row, kind_of
+from criteo_provider.sources.folded import can_fold, folded
 from criteo_provider.sources.keyset import Keyset, Statement
 from criteo_provider.sources.rows import Row, Rows, fetched
+
+log = logging.getLogger(__name__)
 
 LOOK_ROWS = 50_000
 # Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
+# Read both ways before the pages that follow are read in the quicker one.
+SAMPLE_ROWS = 1_000
+
+Read = Callable[[Statement], Rows]
 
 
 class DbApiConnection(Protocol):
@@ -39,7 +47,8 @@ class SqlSource:
     time of change and the primary key) and never go down for a changed row. ``late_commit_s`` promises that
     a transaction that writes here takes at most that long; 0 means a single writer. ``user_key`` helps to
     tell late rows from known ones. Rows without a value in a cursor column are refused at the first reading
-    and left out later, until they have one; rows stamped in the future wait for their time. Memory: one page
+    and left out later, until they have one; rows stamped in the future wait for their time. From the second
+    page on SQLite gives a page in one row, where a sample has shown that nothing else differs. Memory: one page
     of ``max_rows`` rows.
     """
 
@@ -69,6 +78,7 @@ class SqlSource:
         self._first_look_s = first_look_s
         self._name = name
         self._there: dict[str, str] | None = None
+        self._folds: bool | None = None  # whether a page in one row is the same; nobody has tried yet
         self._kept: dict[int, DbApiConnection] = {}  # by thread: sqlite3 demands it
         weakref.finalize(self, _close, self._kept)
 
@@ -81,10 +91,14 @@ class SqlSource:
         if position is None:
             self._refuse_empty_cursors()
         more = True
+        read: Read = self._read_rows
         while more:
-            rows, more = self._stretch(self._decode(position), None, limit=max_rows)
+            after = self._decode(position)
+            rows, more = self._stretch(after, None, limit=max_rows, read=read)
             if not rows:
                 return
+            if more:
+                read = self._quicker_than_rows(rows, after, None)
             upto = self._last_position(rows)
             yield Page(self._as_columns(rows), len(rows), upto, look=self._first_look(rows, position, upto))
             position = upto
@@ -105,8 +119,12 @@ class SqlSource:
     def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
         end, more = self._decode(upto), True
+        read: Read = self._read_rows
         while more:
-            rows, more = self._stretch(self._decode(position), end, limit=max_rows)
+            after = self._decode(position)
+            rows, more = self._stretch(after, end, limit=max_rows, read=read)
+            if more:
+                read = self._quicker_than_rows(rows, after, end)
             reached = self._last_position(rows) if more else upto
             yield Page(self._as_columns(rows), len(rows), reached, look=self._first_look(rows, position, reached))
             position = reached
@@ -134,10 +152,12 @@ class SqlSource:
         """Close the connections kept; the next call opens another."""
         _close(self._kept)
 
-    def _stretch(self, after: Row | None, upto: Row | None, *, limit: int) -> tuple[Rows, bool]:
+    def _stretch(
+        self, after: Row | None, upto: Row | None, *, limit: int, read: Read | None = None
+    ) -> tuple[Rows, bool]:
         """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together."""
         # One row more than wanted shows where the next page begins.
-        rows = self._rows(after, upto, limit=limit + 1)
+        rows = self._rows(after, upto, limit=limit + 1, read=read)
         more = len(rows) > limit
         if more:
             rows.cut(self._end_of_groups(rows))
@@ -146,7 +166,8 @@ class SqlSource:
             more = False
         return rows, more
 
-    def _rows(self, after: Row | None, upto: Row | None, *, limit: int) -> Rows:
+    def _rows(self, after: Row | None, upto: Row | None, *, limit: int, read: Read | None = None) -> Rows:
+        read = read or self._read_rows
         names = self._names()
         statements = self._keyset.ranges(
             [names[column] for column in self._fetched],
@@ -157,7 +178,7 @@ class SqlSource:
         )
         rows = Rows([[] for _ in self._fetched])
         for statement in statements:
-            found, _ = self._read(statement)
+            found = read(statement)
             if rows:
                 rows.extend(found)
             else:
@@ -166,6 +187,32 @@ class SqlSource:
                 rows.cut(limit)
                 break
         return rows
+
+    def _quicker_than_rows(self, rows: Rows, after: Row | None, upto: Row | None) -> Read:
+        """Return the quickest way to read on that gives the same rows, as the beginning of a page has shown."""
+        if self._folds is None:
+            self._folds = self._comes_alike(rows.first(SAMPLE_ROWS), after, upto)
+        return self._read_folded if self._folds else self._read_rows
+
+    def _comes_alike(self, sample: Rows, after: Row | None, upto: Row | None) -> bool:
+        if not can_fold(self._kept.get(threading.get_ident())):
+            return False
+        try:
+            return self._rows(after, upto, limit=len(sample), read=self._fold).are(sample)
+        except Exception:  # why not does not matter: row by row it was read a moment ago
+            return False
+
+    def _read_folded(self, statement: Statement) -> Rows:
+        try:
+            return self._fold(statement)
+        except Exception as error:
+            # Whatever it is, row by row it can be read, or is told better.
+            log.info("%s is read row by row from now on (%s).", self._name, type(error).__name__)
+            self._folds = False
+            return self._read_rows(statement)
+
+    def _fold(self, statement: Statement) -> Rows:
+        return folded(self._kept[threading.get_ident()], statement, [self._names()[name] for name in self._fetched])
 
     def _end_of_groups(self, rows: Rows) -> int:
         """Return where the rows end that do not share the cursor value of the last one."""
@@ -252,6 +299,9 @@ class SqlSource:
             _, there = self._read(self._keyset.describe())
             self._there = {column: _found(column, there, self._name) for column in self._fetched}
         return self._there
+
+    def _read_rows(self, statement: Statement) -> Rows:
+        return self._read(statement)[0]
 
     def _read(self, statement: Statement) -> tuple[Rows, list[str]]:
         thread = threading.get_ident()
