@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sqlite3
 import sys
@@ -60,8 +61,9 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
             airflow.unpause(dag_id)
         _wait_for(sandbox, "fresh 1", 1)
         yield from _idle(airflow, idle_s, beside=empty)
-        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=4.0, for_s=streaming_s)
-        yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=0.1, for_s=streaming_s)
+        # Far enough apart that the run of one has ended, and Airflow is idle, when the next one comes.
+        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=(9.0, 15.0), for_s=2 * streaming_s)
+        yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=(0.1, 0.1), for_s=streaming_s)
         write_canvas(include, "backlog", connection="backlog_shop")
         yield from _throughput("paced, one audience", sandbox, "backlog 1", backlog)
         sandbox.rules(latency_s=3.0)
@@ -70,7 +72,7 @@ def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
         sandbox.rules(latency_s=0.0)
         fill(place / "backlog.db", backfill, first=backlog + 1)
         what = "while a backfill of another canvas drains"
-        yield from _freshness(what, sandbox, place / "fresh.db", every_s=0.5, for_s=streaming_s)
+        yield from _freshness(what, sandbox, place / "fresh.db", every_s=(0.5, 0.5), for_s=streaming_s)
         for number in range(50):
             write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
         time.sleep(150.0)  # all of them are launched, read once, and looked at once more a minute later
@@ -118,7 +120,7 @@ def _peaks(what: str, memory: Watch) -> Iterator[Row]:
     yield Row("airflow", f"{what}: most memory of the upload task", ENGINE, max(tasks_mb), "MB")
 
 
-def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: float, for_s: float) -> Iterator[Row]:
+def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float, float], for_s: float) -> Iterator[Row]:
     """Commit rows one by one, and see when the request with each of them is at the sandbox."""
     sent_before = sum(call["valid"] for call in _calls(sandbox, "fresh 1")[0])
     committed = _commit_rows(shop, every_s, for_s)
@@ -135,8 +137,8 @@ def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: float, for_s
         yield Row("airflow", f"row committed to request, {what}: {name}", ENGINE, figure, "s")
 
 
-def _commit_rows(shop: Path, every_s: float, for_s: float) -> list[float]:
-    committed: list[float] = []
+def _commit_rows(shop: Path, every_s: tuple[float, float], for_s: float) -> list[float]:
+    dice, committed = random.Random(1), list[float]()  # noqa: S311 - no secret
     until_s = time.monotonic() + for_s
     with closing(sqlite3.connect(shop, timeout=30)) as opened:
         (last,) = opened.execute("SELECT max(serial) FROM people").fetchone()
@@ -147,7 +149,7 @@ def _commit_rows(shop: Path, every_s: float, for_s: float) -> list[float]:
                 row = (last, f"customer-{last}", f"fresh.{last}@example.com", 1, now)
                 opened.execute("INSERT INTO people VALUES (?, ?, ?, ?, ?)", row)
             committed.append(time.time())
-            time.sleep(every_s)
+            time.sleep(dice.uniform(*every_s))
     return committed
 
 

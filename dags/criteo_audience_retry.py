@@ -3,8 +3,8 @@
 
 Every five minutes, takes what is still due after the first tries of `criteo_audience_sync`: later retries of the
 ~13 hours of patience, expiry into Users Errored, and people who were errored too early. It uses at most a quarter
-of Criteo's request slots while first attempts wait, and is skipped when nothing is due. `tell` is skipped unless
-something broke, is over, or users wait for too long: see `criteo_audience_sync`.
+of Criteo's request slots while first attempts wait, and is skipped, without a worker, when nothing is due. `tell` is
+skipped unless something broke, is over, or users wait for too long: see `criteo_audience_sync`.
 """
 
 from __future__ import annotations

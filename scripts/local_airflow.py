@@ -121,8 +121,6 @@ class LocalAirflow:
             "api__base_url": self.url,
             "logging__worker_log_server_port": str(self._free_port(8793)),
             "logging__trigger_log_server_port": str(self._free_port(8794)),
-            # The scheduler looks more often than once a second: a second sooner at Criteo, 4 % of a core.
-            "scheduler__scheduler_idle_sleep_time": "0.4",
             # Our DAG files never change by themselves; one that is edited is read at once all the same.
             "dag_processor__min_file_process_interval": "300",
             "scheduler__enable_health_check": "False",

@@ -47,3 +47,15 @@ def test_sensor_starts_in_the_triggerer(dagbag: DagBag) -> None:
     assert sensor.start_from_trigger is True
     assert sensor.start_trigger_args.trigger_cls == "criteo_provider.triggers.segment.SegmentEntryTrigger"
     assert sensor.start_trigger_args.timeout is None
+
+
+def test_a_retry_starts_in_the_triggerer(dagbag: DagBag) -> None:
+    """What the scheduler reads of the retry DAG takes a worker only once something is due."""
+    kept = DagSerialization.from_dict(DagSerialization.to_dict(dagbag.dags["criteo_audience_retry"]))
+    retry = kept.get_task("retry")
+    assert retry.start_from_trigger is True
+    assert retry.start_trigger_args.trigger_cls == "criteo_provider.triggers.retry.RetryDueTrigger"
+    assert DagSerialization.deserialize(retry.start_trigger_args.trigger_kwargs) == {"tells": True}
+    assert hasattr(dagbag.dags["criteo_audience_retry"].get_task("retry"), retry.start_trigger_args.next_method)
+    kept = DagSerialization.from_dict(DagSerialization.to_dict(dagbag.dags["criteo_audience_sync"]))
+    assert kept.get_task("upload").start_from_trigger is False

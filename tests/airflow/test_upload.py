@@ -140,6 +140,14 @@ def test_retry_is_skipped_when_nothing_is_due(house: FakeHouse) -> None:
     assert house.roles == ["retry"]
 
 
+def test_a_retry_is_resumed_by_its_trigger(house: FakeHouse) -> None:
+    """What the triggerer has seen is done by a worker as if it had begun there."""
+    house.retry = True
+    operator = CriteoAudienceUploadOperator(task_id="retry", role="retry")
+    done = operator.resume({"outlet_events": OutletEventAccessors(), "ti": FakeInstance()}, event={})
+    assert (done["entered"], house.roles) == (2, ["retry"])
+
+
 def test_kill_stops_the_drain(house: FakeHouse) -> None:
     """Killing the task lets the drain end by itself instead of cutting it off."""
     operator = CriteoAudienceUploadOperator(task_id="upload")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from airflow.jobs.triggerer_job_runner import ToTriggerRunner, ToTriggerSupervis
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import GetTICount, TICount
-from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
 from pydantic import TypeAdapter
 from structlog.testing import capture_logs
 
@@ -24,6 +24,7 @@ from criteo_provider.core.errors import LedgerRefused, SourceFailed
 from criteo_provider.hooks import lookout
 from criteo_provider.sensors.segment import SegmentEntrySensor
 from criteo_provider.triggers import segment
+from criteo_provider.triggers.retry import RetryDueTrigger
 from criteo_provider.triggers.segment import SegmentEntryTrigger
 
 POLL_S = 0.01
@@ -38,10 +39,27 @@ class Waiting:
 
 
 @dataclass
+class FakeAlarms:
+    """Has news when ``comes`` and somebody has looked; an exception is raised."""
+
+    comes: bool | Exception = False
+    looked: int = 0
+
+    def look(self) -> None:
+        self.looked += 1
+        if isinstance(self.comes, Exception):
+            raise self.comes
+
+    def is_untold(self) -> bool:
+        return bool(self.comes and self.looked)
+
+
+@dataclass
 class FakeHouse:
     """Answers looks in turn, the last one for ever; an exception is raised."""
 
     looks: list[Waiting | BaseException]
+    alarms: FakeAlarms = field(default_factory=FakeAlarms)
     looked: int = 0
     opened: int = 0
     closed: int = 0
@@ -83,7 +101,7 @@ def said(records: list[Any]) -> list[str]:
     return [str(record["event"]) % record.get("positional_args", ()) for record in records]
 
 
-async def events(trigger: SegmentEntryTrigger) -> list[TriggerEvent]:
+async def events(trigger: BaseTrigger) -> list[TriggerEvent]:
     async with asyncio.timeout(20):
         return [event async for event in trigger.run()]
 
@@ -279,3 +297,50 @@ def test_the_triggerer_understands_the_answer() -> None:
     question = TypeAdapter(ToTriggerSupervisor).validate_python({"type": "GetTICount", "dag_id": "dag"})
     answer = TypeAdapter(ToTriggerRunner).validate_python({"type": "TICount", "count": 3})
     assert (type(question), answer) == (GetTICount, TICount(count=3))
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_retry_trigger_is_rebuilt(tells: bool) -> None:
+    """The trigger of the retry DAG is the same after a way through Airflow's database."""
+    path, arguments = RetryDueTrigger(tells=tells).serialize()
+    again = import_string(path)(**json.loads(json.dumps(arguments)))
+    assert isinstance(again, RetryDueTrigger)
+    assert again.serialize() == (path, {"tells": tells})
+
+
+@pytest.mark.parametrize(
+    ("retry", "late", "tells", "is_resumed"),
+    [
+        (False, False, True, False),
+        (True, False, True, True),
+        (False, True, True, True),
+        (False, True, False, False),
+    ],
+)
+def test_a_retry_takes_a_worker_only_when_there_is_something_to_do(
+    house: FakeHouse, retry: bool, late: bool, tells: bool, is_resumed: bool
+) -> None:
+    """Nothing due and nothing to tell ends the task as skipped in the triggerer; who waits too long is looked for."""
+    house.looks = [Waiting(retry=retry)]
+    house.alarms.comes = late
+    (event,) = asyncio.run(events(RetryDueTrigger(tells=tells)))
+    assert isinstance(event, TaskSkippedEvent) is not is_resumed
+    assert house.alarms.looked == 1
+
+
+def test_a_retry_that_cannot_be_seen_takes_a_worker(house: FakeHouse) -> None:
+    """A ledger that does not answer, or takes no writes, is a worker's to tell; the log holds no data of it."""
+    for house.looks, house.alarms.comes in (
+        ([RuntimeError("connection for ada@example.com lost")], False),
+        ([Waiting()], LedgerRefused("of bob@example.com")),
+    ):
+        with capture_logs() as records:
+            (event,) = asyncio.run(events(RetryDueTrigger(tells=True)))
+        assert type(event) is TriggerEvent
+        (line,) = said(records)
+        assert line.startswith("Whether a retry is due cannot be seen here (")
+        assert "@" not in line
+        assert house.closed == house.opened
+    house.looks, house.alarms.comes = [Waiting()], False
+    (event,) = asyncio.run(events(RetryDueTrigger(tells=True)))
+    assert isinstance(event, TaskSkippedEvent)

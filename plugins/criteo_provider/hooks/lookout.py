@@ -8,15 +8,19 @@ import time
 from contextlib import suppress
 from functools import cached_property
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.hooks.surroundings import include_folder, open_house
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from criteo_provider.wiring import House, Waiting
 
-    _Asked = tuple[asyncio.AbstractEventLoop, asyncio.Future[Waiting]]
+    _Asked = tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]]
+
+T = TypeVar("T")
 
 # Connections may be corrected and configuration mended while nothing is edited in the include folder.
 REOPEN_AFTER_S = 60.0
@@ -46,9 +50,21 @@ class Lookout:
 
         Raises what the house raises; the next look starts with a house opened anew.
         """
-        asked: _Asked = (asyncio.get_running_loop(), asyncio.get_running_loop().create_future())
-        self._questions.put(asked)
-        return await asked[1]
+        return await self._ask(self._look)
+
+    async def is_retry_due(self, *, tells: bool) -> bool:
+        """Tell whether the retry DAG has something to do; ``tells``: news nobody was told of are something, too.
+
+        Whether somebody waits for too long is seen here, even when nothing else is at work. Raises what the house
+        raises.
+        """
+        return await self._ask(lambda: self._is_retry_due(tells=tells))
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._questions.put((loop, answer, question))
+        return await answer
 
     @cached_property
     def _questions(self) -> SimpleQueue[_Asked]:
@@ -58,9 +74,9 @@ class Lookout:
 
     def _answer(self, questions: SimpleQueue[_Asked]) -> None:
         while True:
-            loop, future = questions.get()
+            loop, future, question = questions.get()
             try:
-                answer: Waiting | Exception = self._look()
+                answer = question()
             except Exception as error:
                 answer = error
             except BaseException as error:
@@ -78,6 +94,16 @@ class Lookout:
             self._waiting = self._fresh_look()
             self._looked_s = time.monotonic()
         return self._waiting
+
+    def _is_retry_due(self, *, tells: bool) -> bool:
+        is_due = self._look().retry
+        try:
+            alarms = self._current().alarms
+            alarms.look()
+            return is_due or (tells and alarms.is_untold())
+        except BaseException:
+            self._close()
+            raise
 
     def _close(self) -> None:
         house, self._house = self._house, None
@@ -100,7 +126,7 @@ class Lookout:
         return self._house
 
 
-def _settle(future: asyncio.Future[Waiting], answer: Waiting | Exception) -> None:
+def _settle(future: asyncio.Future[Any], answer: object) -> None:
     if future.done():  # cancelled meanwhile
         return
     if isinstance(answer, Exception):

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
+from airflow.triggers.base import StartTriggerArgs
 
 from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.hooks import airflow_inside, assets, standstill
 from criteo_provider.hooks.notifiers import tell_all
 from criteo_provider.hooks.surroundings import include_folder, open_house
 from criteo_provider.settings.alerts import load_alerts
+from criteo_provider.triggers.retry import RetryDueTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +39,7 @@ class CriteoAudienceUploadOperator(BaseOperator):
     no writes one run fails, and tells it if ``tell`` is given; others are skipped until it is over.
 
     :param role: ``fresh`` takes new people, first attempts and short retries; ``retry`` the rest of what is due,
-        and skips itself when that is nothing
+        and skips itself, in the triggerer and without a worker, when that is nothing
     :param longest_drain_s: seconds after which the task ends even if there is more to do; the next run goes on
     :param tell: id of the CriteoTellOperator downstream, which is skipped when there is nothing to tell
     """
@@ -57,6 +59,12 @@ class CriteoAudienceUploadOperator(BaseOperator):
         self.role = role
         self.longest_drain_s = longest_drain_s
         self.tell = tell
+        if role == "retry":
+            self.start_from_trigger = True
+            classpath, arguments = RetryDueTrigger(tells=tell is not None).serialize()
+            self.start_trigger_args = StartTriggerArgs(
+                trigger_cls=classpath, trigger_kwargs=arguments, next_method="resume", next_kwargs=None, timeout=None
+            )
         self._stop: threading.Event | None = None
         self._told: Progress | None = None
 
@@ -68,6 +76,10 @@ class CriteoAudienceUploadOperator(BaseOperator):
             sentence = str(error)
         # What drivers say beside that names hosts and logins.
         raise self._standing_still(sentence, context)
+
+    def resume(self, context: Context, event: Any = None) -> dict[str, int]:
+        """Drain after the triggerer has seen that something is due."""
+        return self.execute(context)
 
     def _upload(self, context: Context) -> dict[str, int]:
         self._stop = threading.Event()
