@@ -75,7 +75,7 @@ def test_texts_whole_numbers_and_nothing_come_as_they_are(values: list[object]) 
         connection.execute('CREATE TABLE people (id INTEGER, "odd ""name" )')
         connection.executemany("INSERT INTO people VALUES (?, ?)", numbered(values))
         statement = Statement('SELECT id, "odd ""name" FROM people WHERE id >= ? ORDER BY id LIMIT 50', [3])
-        rows = folded(connection, statement, ["id", 'odd "name'])
+        rows = folded(connection, statement, ["id", '"odd ""name"'])
         plain = connection.execute(statement.sql, statement.parameters).fetchall()
     assert with_types([*zip(*rows.columns, strict=True)]) == with_types(plain)
 

@@ -53,11 +53,7 @@ class Lookout:
         return await self._ask(self._look)
 
     async def is_retry_due(self, *, tells: bool) -> bool:
-        """Tell whether the retry DAG has something to do; ``tells``: news nobody was told of are something, too.
-
-        Whether somebody waits for too long is seen here, even when nothing else is at work. Raises what the house
-        raises.
-        """
+        """Tell what ``is_retry_due`` says of the house kept open; raises what the house raises."""
         return await self._ask(lambda: self._is_retry_due(tells=tells))
 
     async def _ask(self, question: Callable[[], T]) -> T:
@@ -96,11 +92,9 @@ class Lookout:
         return self._waiting
 
     def _is_retry_due(self, *, tells: bool) -> bool:
-        is_due = self._look().retry
+        waiting = self._look()
         try:
-            alarms = self._current().alarms
-            alarms.look()
-            return is_due or (tells and alarms.is_untold())
+            return is_retry_due(self._current(), waiting, tells=tells)
         except BaseException:
             self._close()
             raise
@@ -124,6 +118,15 @@ class Lookout:
             self._house = open_house()
             self._stamp, self._opened_s = stamp, time.monotonic()
         return self._house
+
+
+def is_retry_due(house: House, waiting: Waiting, *, tells: bool) -> bool:
+    """Tell whether the retry DAG has something to do; ``tells``: news nobody was told of are something, too.
+
+    Whether somebody waits for too long is seen here, even when nothing else is at work.
+    """
+    house.alarms.look()
+    return waiting.retry or (tells and house.alarms.is_untold())
 
 
 def _settle(future: asyncio.Future[Any], answer: object) -> None:

@@ -13,6 +13,7 @@ from airflow.triggers.base import StartTriggerArgs
 
 from criteo_provider.core.errors import LedgerUnwritable
 from criteo_provider.hooks import airflow_inside, assets, standstill
+from criteo_provider.hooks.lookout import is_retry_due
 from criteo_provider.hooks.notifiers import tell_all
 from criteo_provider.hooks.surroundings import include_folder, open_house
 from criteo_provider.settings.alerts import load_alerts
@@ -84,8 +85,8 @@ class CriteoAudienceUploadOperator(BaseOperator):
     def _upload(self, context: Context) -> dict[str, int]:
         self._stop = threading.Event()
         with closing(open_house()) as house:
-            if self.role == "retry":
-                self._skip_if_idle(house)
+            if self.role == "retry" and not is_retry_due(house, house.waiting(), tells=self.tell is not None):
+                raise AirflowSkipException("Nothing is due for another try.")
             before = {(step.canvas, step.step): step for step in house.numbers()}
             done = self._drain(house, self._stop)
             moved = [_Moved(step, before.get((step.canvas, step.step))) for step in house.numbers()]
@@ -99,13 +100,6 @@ class CriteoAudienceUploadOperator(BaseOperator):
             context["ti"].xcom_push("return_value", counts)
             raise DownstreamTasksSkipped(tasks=[self.tell])
         return counts
-
-    def _skip_if_idle(self, house: House) -> None:
-        waiting = house.waiting()
-        # Whether somebody waits for too long is seen even when nothing else is at work.
-        house.alarms.look()
-        if not waiting.retry and not (self.tell and house.alarms.is_untold()):
-            raise AirflowSkipException("Nothing is due for another try.")
 
     def _standing_still(self, sentence: str, context: Context) -> AirflowException:
         """Tell it once, and return what fails this run; as long as it lasts, others are skipped."""

@@ -24,9 +24,8 @@ def can_fold(connection: Any) -> bool:
     return type(connection).__module__.partition(".")[0] == "sqlite3"
 
 
-def folded(connection: Any, statement: Statement, names: Sequence[str]) -> Rows:
-    """Return what a statement gives, whose columns have these names; raises for what JSON does not keep as it is."""
-    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+def folded(connection: Any, statement: Statement, quoted: Sequence[str]) -> Rows:
+    """Return the columns of these (quoted) names a statement gives; raises for what JSON does not keep as it is."""
     # As bytes, or the driver would decode a text that is decoded once more below.
     arrays = ", ".join(f"CAST(json_group_array({name}) AS BLOB)" for name in quoted)
     cursor = connection.cursor()

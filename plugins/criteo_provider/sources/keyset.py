@@ -42,12 +42,12 @@ class Keyset:
 
     def without_value(self, column: str) -> Statement:
         """Ask for one row that has no value in ``column``."""
-        name = self._quoted(column)
+        name = self.quoted(column)
         return self._select(name, f"{name} IS NULL LIMIT 1", [])
 
     def newest(self, cursor: Sequence[str], *, limit: int) -> Statement:
         """Ask for the newest cursor values there are, newest first."""
-        names = [self._quoted(column) for column in cursor]
+        names = [self.quoted(column) for column in cursor]
         there = " AND ".join(f"{name} IS NOT NULL" for name in names)
         order = ", ".join(f"{name} DESC" for name in names)
         return self._select(", ".join(names), f"{there} ORDER BY {order} LIMIT {int(limit)}", [])
@@ -66,8 +66,8 @@ class Keyset:
         None is no bound, and a bound may leave out the last columns: all rows that share its values belong to it. Each
         gives at most ``limit`` rows; rows without a value in a cursor column are left out.
         """
-        names = [self._quoted(column) for column in cursor]
-        wanted = ", ".join(self._quoted(column) for column in columns)
+        names = [self.quoted(column) for column in cursor]
+        wanted = ", ".join(self.quoted(column) for column in columns)
         for depth in [-1] if after is None else range(len(after) - 1, -1, -1):
             conditions, values = _behind(names, after or (), depth)
             if upto is not None:
@@ -77,7 +77,8 @@ class Keyset:
             condition = f"{' AND '.join(conditions)} ORDER BY {', '.join(names)} LIMIT {int(limit)}"
             yield self._select(wanted, condition, values)
 
-    def _quoted(self, name: str) -> str:
+    def quoted(self, name: str) -> str:
+        """Write a column's name as this database wants it."""
         return self._quote + name.replace(self._quote, self._quote * 2) + self._quote
 
     def _select(self, columns: str, condition: str, values: list[object]) -> Statement:

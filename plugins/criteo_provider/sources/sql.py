@@ -212,7 +212,8 @@ class SqlSource:
             return self._read_rows(statement)
 
     def _fold(self, statement: Statement) -> Rows:
-        return folded(self._kept[threading.get_ident()], statement, [self._names()[name] for name in self._fetched])
+        quoted = [self._keyset.quoted(self._names()[column]) for column in self._fetched]
+        return folded(self._kept[threading.get_ident()], statement, quoted)
 
     def _end_of_groups(self, rows: Rows) -> int:
         """Return where the rows end that do not share the cursor value of the last one."""
