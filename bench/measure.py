@@ -18,6 +18,7 @@ import psutil
 
 T = TypeVar("T")
 MILLION = 1_000_000
+RELATIVES_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +125,25 @@ class Watch:
         return before
 
     def _look(self) -> None:
+        family: list[psutil.Process] = []
+        listed_s = -math.inf
         while not self._over.wait(0.2):
             with _gone():
-                family = [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]
+                # To list a family is to read about every process of the machine, which costs what is measured here.
+                if time.monotonic() - listed_s >= RELATIVES_EVERY_S:
+                    listed_s = time.monotonic()
+                    family = [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]
+                    self._read_titles(family)
                 for process in family:
                     with _gone():
                         held_mb = process.memory_info().rss / 1024**2
                         self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
-                        self.title[process.pid] = " ".join(process.cmdline())
                 self._used.append((time.monotonic(), _used_s(family)))
+
+    def _read_titles(self, family: Iterable[psutil.Process]) -> None:
+        for process in family:
+            with _gone():
+                self.title[process.pid] = " ".join(process.cmdline())
 
 
 def waking_costs() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.model import Operation, Role
@@ -338,3 +338,25 @@ def test_no_row_is_written_per_user(world: World) -> None:
     world.settle(claimed)
     with world.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(part)).scalar_one() == 1
+
+
+def test_exceptions_that_stay_as_they_are_are_not_written_again(world: World) -> None:
+    """Who lacks the field is written at the seal; a settlement that changes nothing for them leaves them alone."""
+    world.declare(canvas("vip", step("add")))
+    written: list[str] = []
+
+    @event.listens_for(world.engine, "before_cursor_execute")
+    def remember(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "stage_exception" in statement and not statement.startswith("SELECT"):
+            written.append(statement.split()[0])
+
+    world.enter("vip", crowd(range(10), lacking=[3, 7]))
+    claimed = world.claim()
+    assert claimed is not None
+    world.settle(claimed)
+    assert written == ["INSERT"]
+    assert world.numbers("add") == (10, 8, 2, 0, 0)
+    written.clear()
+    world.enter("vip", crowd(range(10, 13), lacking=[10, 11, 12]))
+    assert written == ["INSERT", "DELETE"]  # as all of them lack it, nobody is an exception any more
+    assert world.numbers("add") == (13, 8, 5, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any
 import stamina
 from sqlalchemy import Connection, Engine, ExceptionContext, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
 
 # Sealing transactions stay under 50 ms, so a minute of patience means somebody is stuck, not busy.
 BUSY_TIMEOUT_S = 60
+# A connection used so shortly ago is not asked whether it still lives; that was one of seven questions of a drain.
+TRUSTED_S = 1.0
 # An option of statements that fetch packed people: PostgreSQL would write them out as text, in five times the time.
 AS_KEPT = "criteo_as_kept"
+_LEFT_S = "criteo_left_s"
 
 
 def open_engine(url: str, *, pool_size: int = 20) -> Engine:
@@ -49,10 +55,10 @@ def _postgresql(url: str, pool_size: int) -> Engine:
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         connect_args={"connect_timeout": 10},
         hide_parameters=True,
     )
+    _ask_whether_it_lives(engine)
 
     @event.listens_for(engine, "before_cursor_execute")
     def choose_format(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -60,6 +66,24 @@ def _postgresql(url: str, pool_size: int) -> Engine:
             cursor.format = Format.BINARY
 
     return engine
+
+
+def _ask_whether_it_lives(engine: Engine) -> None:
+    """Let a connection that has lain idle be asked before it is used; for one that is gone there is a new one."""
+
+    @event.listens_for(engine, "checkin")
+    def remember(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_LEFT_S] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ask(connection: Any, record: ConnectionPoolEntry, _taken: Any) -> None:
+        left_s = record.info.get(_LEFT_S)
+        if left_s is None or time.monotonic() - left_s < TRUSTED_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error:
+            raise DisconnectionError from None
 
 
 @contextmanager
@@ -140,8 +164,7 @@ def _unwritable(context: ExceptionContext, path: Path | None) -> str | None:
     code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None) or ""
     # SQLite's extended codes begin with the plain one: SQLITE_IOERR_WRITE.
     told = next((sentence for known, sentence in _UNWRITABLE.items() if code.startswith(known)), None)
-    # A connection that was kept too long is made anew; only when that fails, too, there is no way.
-    if path is None and not context.is_pre_ping and (context.is_disconnect or context.connection is None):
+    if path is None and (context.is_disconnect or context.connection is None):
         told = told or _NO_WAY
     place = f" ({path})" if path is not None else ""
     return f"{told.format(place=place)} {_AS_BEFORE}" if told else None

@@ -37,6 +37,8 @@ class Standing(NamedTuple):
     row: Row[Any]
     fates: list[PartFate]
     before: tuple[Stand, ...]
+    exceptions: tuple[Stand, ...]
+    """As they are kept: those of ``before`` who do not stand like most."""
 
 
 def refold(
@@ -59,8 +61,9 @@ def refold(
             _count(deltas, row, totals, entering=entering)
             _count_reasons(deltas, row, stands, () if entering else standing.before)
             changed.append(_stage_values(row.id, status, reason, totals))
-            if exceptions or standing.before != stands:
-                dropped.append(row.id)
+            if {*exceptions} != {*standing.exceptions}:
+                if standing.exceptions:
+                    dropped.append(row.id)
                 added.extend(exception_values(row.id, exceptions))
         if changed:
             connection.execute(_UPDATE_STAGE, changed)
@@ -95,6 +98,7 @@ def load(
             row,
             part_fates[row.id],
             complete(row.people, (Status(row.status), row.reason), exceptions[row.id]),
+            tuple(exceptions[row.id]),
         )
         for row in rows
     ]
