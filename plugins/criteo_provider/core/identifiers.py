@@ -202,7 +202,7 @@ _PLAIN_KEY = re.compile(rf"[^@\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{1,{M
 _PLAIN_SIGNS = bytes(sign for sign in range(0x21, 0x7F) if sign != ord("@"))
 
 
-def user_key(values: Sequence[object]) -> list[str | None]:
+def user_key(values: Sequence[object]) -> Sequence[str | None]:
     """Return the name the ledger knows each user by: 1 to 255 characters on one line, or None.
 
     A key that holds an ``@`` is kept as its SHA-256 in hexadecimal digits, normalised where it is an address;
@@ -210,7 +210,7 @@ def user_key(values: Sequence[object]) -> list[str | None]:
     """
     if type(next(iter(values), None)) is int and set(map(type, values)) == {int}:
         values = [str(value) for value in values]
-    return [*values] if _are_plain_keys(values) else [_user_key(value) for value in values]
+    return values if _are_plain_keys(values) else [_user_key(value) for value in values]
 
 
 def _are_plain_keys(values: Sequence[object]) -> TypeGuard[Sequence[str]]:

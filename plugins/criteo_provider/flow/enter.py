@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, TypeVar
 
 from criteo_provider.core import identifiers
 from criteo_provider.core.eligibility import Rule
@@ -18,6 +19,8 @@ from criteo_provider.core.ports import Columns, Json, Look, Page, Source, Splits
 from criteo_provider.flow.packing import BeginPacking, FieldColumn, pack_here, packed
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A reader that has died must not keep a source from the others for longer than this.
 CURSOR_LEASE_S = 30.0
@@ -99,8 +102,9 @@ class Entered:
 class _Gathered:
     """Pages read and not sealed yet; together at most one chunk."""
 
-    keys: list[str] = field(default_factory=list)
-    columns: dict[str, list[object]] = field(default_factory=dict)
+    keys: list[Sequence[str]] = field(default_factory=list)
+    columns: dict[str, list[Sequence[object]]] = field(default_factory=dict)
+    people: int = 0
     position: Json = None
     units: list[str] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
@@ -226,12 +230,12 @@ class Enter:
             for page in pages:
                 done.rows += page.rows
                 keys, columns = self._eligible(page.columns, done)
-                if gathered.pages and len(gathered.keys) + len(keys) > MAX_IDENTIFIERS:
+                if gathered.pages and gathered.people + len(keys) > MAX_IDENTIFIERS:
                     sealing.hand_over(gathered)
                     gathered = _Gathered()
                 _gather(gathered, page, keys, columns)
                 del page, keys, columns  # or they would be held while others are packed and the next page is read
-                if len(gathered.keys) >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
+                if gathered.people >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
                     sealing.hand_over(gathered)
                     gathered = _Gathered()
                 if stop.is_set() or (most_rows is not None and done.rows >= most_rows):
@@ -261,7 +265,7 @@ class Enter:
 
     def begin_packing(self, gathered: _Gathered) -> Callable[[], SealedPeople]:
         """Begin to pack what was gathered, and let go of the rows themselves."""
-        keys, columns = gathered.keys, gathered.columns
+        keys, columns = _joined(gathered.keys), {name: _joined(pieces) for name, pieces in gathered.columns.items()}
         gathered.keys, gathered.columns = [], {}
         return self._begin_packing(self._plan.fields, keys, columns)
 
@@ -339,10 +343,16 @@ def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: Mappi
     if not gathered.pages:
         gathered.since_s = time.monotonic()
     gathered.pages += 1
-    gathered.keys.extend(keys)
+    gathered.people += len(keys)
+    gathered.keys.append(keys)
     for name, column in columns.items():
-        gathered.columns.setdefault(name, []).extend(column)
+        gathered.columns.setdefault(name, []).append(column)
     gathered.position = page.position
     gathered.units.extend(page.completes)
     if page.look is not None:
         gathered.looks.append(page.look)
+
+
+def _joined(pieces: list[Sequence[T]]) -> Sequence[T]:
+    """Make one column of its pieces: once, for to touch each of so many values costs more than to look at it then."""
+    return pieces[0] if len(pieces) == 1 else [*chain.from_iterable(pieces)]

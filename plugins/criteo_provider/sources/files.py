@@ -8,7 +8,7 @@ from typing import Any
 
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Columns, Json, Look, Page, Seen
-from criteo_provider.sources.file_formats import Batch, Reader, Unreadable, reader_for
+from criteo_provider.sources.file_formats import PIECE_ROWS, Batch, Reader, Unreadable, reader_for
 from criteo_provider.sources.folders import FileRef, Folder
 
 SETTLED_S = 2.0
@@ -51,7 +51,7 @@ class FilesSource:
         """Yield the rows of all waiting files; small files share a page, an empty page ends empty ones."""
         troubles: list[str] = []
         progress = {unit: int(str(rows)) for unit, rows in position.items()} if isinstance(position, dict) else {}
-        yield from _gathered(self._pieces(progress, max_rows, seen, troubles), max_rows)
+        yield from _gathered(self._pieces(progress, max_rows, seen, troubles), min(max_rows, PIECE_ROWS))
         if troubles:
             more = len(troubles) - _TROUBLES_SHOWN
             raise SourceFailed(
