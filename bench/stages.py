@@ -16,6 +16,7 @@ from bench.shop import open_house, write_canvas
 from criteo_provider.core import identifiers
 from criteo_provider.core.model import ClaimedRequest, Role
 from criteo_provider.flow import packing
+from criteo_provider.flow.hands import OwnHands
 from criteo_provider.sandbox.running import Sandbox
 from criteo_provider.store.claim import ClaimTerms
 from criteo_provider.store.ledger import Ledger
@@ -72,7 +73,7 @@ def _enter(house: House, watch: Stopwatch) -> None:
 
 
 def _tick(enter: Any, stop: threading.Event, watch: Stopwatch) -> None:
-    enter._begin_packing = packing.pack_here
+    enter._hands = OwnHands()
     enter._aside = None  # all of it one way, in this thread
     inside = Stopwatch()
     source = enter._source

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from criteo_provider.core import eligibility
-from criteo_provider.core.errors import SourceFailed
+from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import Role
 from criteo_provider.core.ports import Json, Look, Page, Seen, Source
-from criteo_provider.flow.enter import Enter, Entered, EntryPlan
+from criteo_provider.flow import enter as enters
+from criteo_provider.flow.enter import CURSOR_LEASE_S, Enter, Entered, EntryPlan
 from criteo_provider.flow.packing import FieldColumn
 from criteo_provider.sources.files import FilesSource
 from criteo_provider.sources.sql import SqlSource
 from criteo_provider.store.schema import look, source_unit
+from criteo_provider.wiring.beside import Beside
 from tests.sources.table import database
-from tests.world import World, canvas, digest, step
+from tests.world import World, canvas, crowd, digest, step
 
 COLUMNS = ("person", "email", "maid", "ads")
 
@@ -271,3 +273,69 @@ def chain(error: BaseException | None) -> str:
         told.append(str(error))
         error = error.__cause__ or error.__context__
     return "\n".join(told)
+
+
+def people_of(count: int) -> list[Row]:
+    """So many made-up people."""
+    return [person(number) for number in range(count)]
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    """Hands beside the thread that reads."""
+    with closing(Beside()) as beside:
+        yield beside
+
+
+def entering_beside(world: World, rows: Rows, beside: Beside, monkeypatch: pytest.MonkeyPatch) -> Enter:
+    """Enter whose every page is a chunk, sealed beside."""
+    monkeypatch.setattr(enters, "MAX_IDENTIFIERS", 2)
+    entering = enter(world, rows)
+    entering._hands = beside
+    return entering
+
+
+def test_the_next_page_is_read_while_the_one_before_is_sealed(
+    world: World, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow ledger does not keep the source waiting; chunks are sealed in order, and all of them when it ends."""
+    third_is_read, sealed = threading.Event(), []
+    seal = world.ledger.seal
+
+    def slow_seal(*args: Any, **names: Any) -> Any:
+        assert third_is_read.wait(30)
+        sealed.append(names["position"])
+        return seal(*args, **names)
+
+    monkeypatch.setattr(world.ledger, "seal", slow_seal)
+    rows = Rows(people_of(10), lambda page: third_is_read.set() if page == 2 else None)
+    assert tick(entering_beside(world, rows, beside, monkeypatch)) == Entered(rows=10, people=10, chunks=5)
+    assert sealed == [2, 4, 6, 8, 10]
+    assert (world.numbers("add")[0], world.ledger.position("vip")) == (10, 10)
+
+
+def test_who_loses_the_cursor_while_sealing_beside_seals_nothing_more(
+    world: World, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes over and seals: what was begun behind that is left, and nobody enters twice."""
+
+    def take_over(page: int) -> None:
+        if page == 3:
+            world.pass_time(CURSOR_LEASE_S + 1)
+            while not seals_two_more():
+                pass  # the cursor was moved by the chunk that is being sealed just now
+
+    def seals_two_more() -> bool:
+        hold = world.ledger.hold_cursor("vip", "another", now_us=world.now_us, lease_s=30)
+        assert hold is not None
+        people, position = crowd(range(100, 102)), int(str(hold.position or 0)) + 2
+        with suppress(LostClaim):
+            world.ledger.seal(
+                hold, people, world.plans["vip"], position=position, units=(), looks=(), now_us=world.now_us
+            )
+            return True
+        return False
+
+    entered = tick(entering_beside(world, Rows(people_of(20), take_over), beside, monkeypatch)).people
+    assert 2 <= entered < 10
+    assert (world.numbers("add")[0], world.ledger.position("vip")) == (entered + 2, entered + 2)

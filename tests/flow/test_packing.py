@@ -45,14 +45,14 @@ def test_it_packs_as_we_do(process: Beside, rows: list[tuple[str | None, str | N
     """Keys, identifiers, masks and reasons come back just as they are made here."""
     keys = [f"user-{number}" for number in range(len(rows))]
     columns = {"email": [email for email, _ in rows], "gum": [gum for _, gum in rows]}
-    assert process.begin(FIELDS, keys, columns)() == packing.packed(FIELDS, keys, columns)
+    assert process.begin_packing(FIELDS, keys, columns)() == packing.packed(FIELDS, keys, columns)
     assert process._process is not None
 
 
 def test_what_is_not_plain_is_packed_here(process: Beside) -> None:
     """A Decimal cannot go through the pipe, and is packed all the same."""
     keys, columns = ["user-1"], {"email": ["user1@example.com"], "gum": [Decimal(7)]}
-    assert process.begin(FIELDS, keys, columns)() == packing.packed(FIELDS, keys, columns)
+    assert process.begin_packing(FIELDS, keys, columns)() == packing.packed(FIELDS, keys, columns)
     assert process._process is None
 
 
@@ -60,20 +60,20 @@ def test_its_death_costs_nobody(process: Beside) -> None:
     """Killed between order and result, before an order, or never startable: the chunk is packed here."""
     keys, columns = crowd(2_000)
     expected = packing.packed(FIELDS, keys, columns)
-    assert process.begin(FIELDS, keys, columns)() == expected
+    assert process.begin_packing(FIELDS, keys, columns)() == expected
     assert process._process is not None
     process._process.send_signal(signal.SIGSTOP)
-    waiting = process.begin(FIELDS, *crowd(3))
+    waiting = process.begin_packing(FIELDS, *crowd(3))
     process._process.kill()
     assert waiting() == packing.packed(FIELDS, *crowd(3))
-    assert process.begin(FIELDS, keys, columns)() == expected
+    assert process.begin_packing(FIELDS, keys, columns)() == expected
     assert process._process is None
 
 
 def test_it_ends_with_us(process: Beside) -> None:
     """Closing ends the process; so does the end of ours, for its input ends then."""
     keys, columns = crowd(3)
-    process.begin(FIELDS, keys, columns)()
+    process.begin_packing(FIELDS, keys, columns)()
     running = process._process
     assert running is not None
     process.close()
@@ -83,9 +83,9 @@ def test_it_ends_with_us(process: Beside) -> None:
 def test_a_result_nobody_took_is_not_taken_for_another(process: Beside) -> None:
     """Whoever loses the cursor leaves an order behind; the next one gets its own people, however large both are."""
     for _ in range(3):
-        process.begin(FIELDS, *crowd(60_000))
+        process.begin_packing(FIELDS, *crowd(60_000))
     expected = packing.packed(FIELDS, *crowd(5))
-    assert process.begin(FIELDS, *crowd(5))() == expected
+    assert process.begin_packing(FIELDS, *crowd(5))() == expected
     assert process._process is not None
 
 
@@ -94,9 +94,9 @@ def test_there_are_no_more_processes_than_places(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(beside, "WORTH_SENDING", 0)
     places = threading.Semaphore(1)
     with closing(Beside(places)) as first, closing(Beside(places)) as second:
-        assert first.begin(FIELDS, *crowd(3))() == second.begin(FIELDS, *crowd(3))()
+        assert first.begin_packing(FIELDS, *crowd(3))() == second.begin_packing(FIELDS, *crowd(3))()
         assert first._process is not None
         assert second._process is None
         first.close()
-        second.begin(FIELDS, *crowd(3))()
+        second.begin_packing(FIELDS, *crowd(3))()
         assert second._process is not None

@@ -12,7 +12,7 @@ from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold
 from criteo_provider.core.ports import Source, Splits
 from criteo_provider.flow import enter
 from criteo_provider.flow.enter import Enter, Entered, EntryLedger, EntryPlan, lease_kept
-from criteo_provider.flow.packing import BeginPacking, pack_here
+from criteo_provider.flow.hands import Hands
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ class Backlog(Enter):
         *,
         split: Splits,
         book: BacklogBook,
-        begin_packing: BeginPacking = pack_here,
+        hands: Hands | None = None,
     ) -> None:
-        super().__init__(plan, source, ledger, now_us, owner, begin_packing=begin_packing)
+        super().__init__(plan, source, ledger, now_us, owner, hands=hands)
         self._split, self._book = split, book
         self._chunks_before = 0  # its last failure
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Protocol, TypeVar
 
@@ -16,7 +17,8 @@ from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, SealedPeople, StepPlan
 from criteo_provider.core.ports import Columns, Json, Look, Page, Source, Splits
-from criteo_provider.flow.packing import BeginPacking, FieldColumn, pack_here, packed
+from criteo_provider.flow.hands import Hands, OwnHands
+from criteo_provider.flow.packing import FieldColumn, packed
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +118,16 @@ _Packing = tuple[_Gathered, Callable[[], SealedPeople]]
 
 
 class _Sealing:
-    """Seals one chunk after the other; the last one is being packed while the next is read, if reading is quick."""
+    """Seals one chunk after the other, while the next is packed and the one after it is read, if reading is quick."""
 
     def __init__(self, enter: Enter, hold: CursorHold, done: Entered) -> None:
-        self._enter, self._hold, self._done = enter, hold, done
+        self._enter, self._done = enter, done
         self._waiting: _Packing | None = None
+        # Waits until the last chunk that was begun is sealed, and gives the cursor behind it.
+        self._sealed: Callable[[], CursorHold] = lambda: hold
 
     def hand_over(self, gathered: _Gathered) -> None:
-        """Begin to pack a chunk and seal the one before; a slow source's chunk is sealed at once."""
+        """Begin to pack a chunk, and to seal the one before; a slow source's chunk is sealed at once."""
         before, self._waiting = self._waiting, (gathered, self._enter.begin_packing(gathered))
         self._seal(before)
         if time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
@@ -134,7 +138,7 @@ class _Sealing:
         if gathered.pages:
             self.hand_over(gathered)
         self._seal_waiting()
-        return self._hold
+        return self._sealed()
 
     def _seal_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
@@ -142,7 +146,7 @@ class _Sealing:
 
     def _seal(self, waiting: _Packing | None) -> None:
         if waiting:
-            self._hold = self._enter.seal(self._hold, *waiting, self._done)
+            self._sealed = self._enter.begin_sealing(self._sealed(), *waiting, self._done)
 
 
 class Enter:
@@ -156,11 +160,11 @@ class Enter:
         now_us: Callable[[], int],
         owner: str,
         *,
-        begin_packing: BeginPacking = pack_here,
+        hands: Hands | None = None,
         aside: tuple[Splits, SetsAside] | None = None,
     ) -> None:
         self._plan, self._source, self._ledger, self._aside = plan, source, ledger, aside
-        self._now_us, self._owner, self._begin_packing = now_us, owner, begin_packing
+        self._now_us, self._owner, self._hands = now_us, owner, hands or OwnHands()
         self.done = Entered()
 
     def tick(self, stop: threading.Event) -> Entered:
@@ -246,10 +250,15 @@ class Enter:
             raise
         return sealing.finish(gathered)
 
-    def seal(
+    def begin_sealing(
+        self, hold: CursorHold, gathered: _Gathered, result: Callable[[], SealedPeople], done: Entered
+    ) -> Callable[[], CursorHold]:
+        """Begin to write people, once they are packed, and the cursor behind them."""
+        return self._hands.begin_sealing(partial(self._seal, hold, gathered, result, done))
+
+    def _seal(
         self, hold: CursorHold, gathered: _Gathered, result: Callable[[], SealedPeople], done: Entered
     ) -> CursorHold:
-        """Write people, once they are packed, and the cursor behind them."""
         people = result()
         hold = self._ledger.seal(
             hold,
@@ -267,7 +276,7 @@ class Enter:
         """Begin to pack what was gathered, and let go of the rows themselves."""
         keys, columns = _joined(gathered.keys), {name: _joined(pieces) for name, pieces in gathered.columns.items()}
         gathered.keys, gathered.columns = [], {}
-        return self._begin_packing(self._plan.fields, keys, columns)
+        return self._hands.begin_packing(self._plan.fields, keys, columns)
 
     def _count(self, done: Entered, people: SealedPeople) -> None:
         """Count for this tick, and for whoever watches while it goes on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import marshal
 import sys
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -39,8 +39,6 @@ class FieldColumn:
 
 
 Columns = Mapping[str, Sequence[object]]
-# Begins to pack and returns what waits for the result.
-BeginPacking = Callable[[Sequence[FieldColumn], Sequence[str], Columns], Callable[[], SealedPeople]]
 
 
 def packed(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> SealedPeople:
@@ -62,11 +60,6 @@ def _unnamed(fields: Sequence[FieldColumn], people: int, columns: Columns) -> Un
             values[(form.value, chosen.caller_id)] = column
         lacking[chosen.field] = {row: _REASONS[why] for row, why in read.unusable.items()}
     return pack_unnamed(people, values, lacking, lambda held, form: identifiers.encode(held, Form(form)))
-
-
-def pack_here(fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
-    """Pack in this process, when the result is asked for."""
-    return lambda: packed(fields, keys, columns)
 
 
 def order_of(fields: Sequence[FieldColumn], people: int, columns: Columns) -> bytes | None:

@@ -1,4 +1,4 @@
-"""A process beside ours that packs people while this one reads, seals and sends: Python runs on one core a process."""
+"""Hands beside the thread that reads: a process that packs, for Python runs on one core, and a thread that seals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from criteo_provider.core.batching import Unnamed
-from criteo_provider.core.model import SealedPeople
+from criteo_provider.core.model import CursorHold, SealedPeople
 from criteo_provider.flow import packing
+from criteo_provider.flow.hands import OwnHands
 from criteo_provider.flow.packing import Columns, FieldColumn
 
 log = logging.getLogger(__name__)
@@ -29,33 +30,43 @@ class Beside:
 
     A thread carries orders there and results back, so the next order is waiting when a chunk is packed. Should that
     process die, its chunks are packed here and so is everything after them: slower, and nothing else. ``places``
-    bounds how many such processes there are at once. Close it.
+    bounds how many such processes there are at once. Another thread seals, for most of that is to wait for the ledger.
+    Close it.
     """
 
     def __init__(self, places: threading.Semaphore | None = None) -> None:
+        self._own = OwnHands()
         self._places = places or threading.Semaphore(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._carrier = ThreadPoolExecutor(1, thread_name_prefix="criteo-packing")
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="criteo-sealing")
         self._is_over = False
         self._idle = threading.Event()
         self._idle.set()
 
-    def begin(self, fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns) -> Callable[[], SealedPeople]:
+    def begin_packing(
+        self, fields: Sequence[FieldColumn], keys: Sequence[str], columns: Columns
+    ) -> Callable[[], SealedPeople]:
         """Begin to pack, and return what waits for the result; a result may be left where it is."""
         if len(keys) < WORTH_SENDING or self._is_over:
-            return packing.pack_here(fields, keys, columns)
+            return self._own.begin_packing(fields, keys, columns)
         order = packing.order_of(fields, len(keys), columns)
         if order is None or not self._has_process():
-            return packing.pack_here(fields, keys, columns)
+            return self._own.begin_packing(fields, keys, columns)
         # From here on the order and the keys, which stay here, are all that is kept of these people.
         asked = self._carrier.submit(self._ask, order)
         return lambda: ((None if asked.cancelled() else asked.result()) or packing.packed_order(order)).named(keys)
 
+    def begin_sealing(self, seal: Callable[[], CursorHold]) -> Callable[[], CursorHold]:
+        """Begin to seal, and return what waits for its end."""
+        return self._sealer.submit(seal).result
+
     def close(self) -> None:
-        """End the process; what it is packing just then is not waited for, if that takes long."""
+        """End the process; what it is packing just then is not waited for, if that takes long. What is sealed is."""
         self._carrier.shutdown(wait=False, cancel_futures=True)
         self._end(kill=not self._idle.wait(_ENDS_WITHIN_S))
+        self._sealer.shutdown()
 
     def _has_process(self) -> bool:
         if self._process is None and not self._is_over and self._places.acquire(blocking=False):

@@ -297,7 +297,7 @@ class House:
                 self.ledger,
                 now_us,
                 self._owner,
-                beside.begin,
+                beside,
                 every_s=pace.look_every_s(canvas),
                 is_launched=partial(launching.is_launched, canvas),
             )

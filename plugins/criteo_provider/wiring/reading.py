@@ -12,7 +12,8 @@ from criteo_provider.core.ports import Json, Look, Page, Seen, Source, Splits
 from criteo_provider.flow.backlog import Backlog
 from criteo_provider.flow.drain import Reader
 from criteo_provider.flow.enter import Enter, EntryPlan
-from criteo_provider.flow.packing import BeginPacking, FieldColumn
+from criteo_provider.flow.hands import Hands
+from criteo_provider.flow.packing import FieldColumn
 from criteo_provider.flow.withdraw import FeedPlan, Withdraw
 from criteo_provider.settings.canvas import Canvas, IdentifierColumn
 from criteo_provider.settings.opt_outs import OptOutFeed
@@ -38,7 +39,7 @@ def readers_of(
     ledger: Ledger,
     now_us: Callable[[], int],
     owner: str,
-    begin_packing: BeginPacking,
+    hands: Hands,
     every_s: Callable[[], float],
     is_launched: Callable[[], bool],
 ) -> list[Reader]:
@@ -60,8 +61,8 @@ def readers_of(
         return is_launched() and may_probe()
 
     if not can_be_split(canvas):
-        return [Reader(Enter(*common, begin_packing=begin_packing), canvas.id, every_s, may_enter, heal, fail)]
-    backlog = Backlog(*common, split=lazy, book=ledger.backlogs, begin_packing=begin_packing)
+        return [Reader(Enter(*common, hands=hands), canvas.id, every_s, may_enter, heal, fail)]
+    backlog = Backlog(*common, split=lazy, book=ledger.backlogs, hands=hands)
 
     def heal_if_read() -> None:
         # What is broken may be the backlog alone, and one reader must not call mended what stops the other.
