@@ -48,7 +48,7 @@ class FilesSource:
         return bool(self._waiting(seen))
 
     def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
-        """Yield the rows of all waiting files; small files share a page, an empty page ends empty ones."""
+        """Yield the rows of all waiting files, up to 10,000 a page; small files share one, empty files, too."""
         troubles: list[str] = []
         progress = {unit: int(str(rows)) for unit, rows in position.items()} if isinstance(position, dict) else {}
         yield from _gathered(self._pieces(progress, max_rows, seen, troubles), min(max_rows, PIECE_ROWS))
