@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.identifiers import EmailHash
+from criteo_provider.core.model import CursorHold
 from criteo_provider.flow import packing
 from criteo_provider.flow.packing import FieldColumn
 from criteo_provider.wiring import beside
@@ -100,3 +102,30 @@ def test_there_are_no_more_processes_than_places(monkeypatch: pytest.MonkeyPatch
         first.close()
         second.begin_packing(FIELDS, *crowd(3))()
         assert second._process is not None
+
+
+def test_closing_does_not_wait_for_a_ledger_that_does_not_answer(process: Beside) -> None:
+    """A seal that hangs is left behind, with the reader it belongs to; one that is begun later still happens."""
+    answers, hold = threading.Event(), CursorHold("vip", "me", None, 1)
+
+    def seal() -> CursorHold:
+        assert answers.wait(60)
+        return hold
+
+    hanging = process.begin_sealing(seal)
+    process.close()
+    assert not answers.is_set()
+    answers.set()
+    assert hanging() is hold
+    assert process.begin_sealing(lambda: hold)() is hold
+
+
+def test_what_sealing_raises_is_raised_where_it_is_waited_for(process: Beside) -> None:
+    """Nothing of a failure is lost between two threads."""
+
+    def seal() -> CursorHold:
+        raise LostClaim("Another process reads this source now.")
+
+    sealed = process.begin_sealing(seal)
+    with pytest.raises(LostClaim):
+        sealed()

@@ -132,6 +132,7 @@ class _Sealing:
         self._seal(before)
         if time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
             self._seal_waiting()
+            self._sealed()
 
     def finish(self, gathered: _Gathered) -> CursorHold:
         """Seal whatever is left."""

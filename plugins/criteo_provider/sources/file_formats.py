@@ -78,12 +78,10 @@ def read_ndjson(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows:
 
 def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int) -> Iterator[Batch]:
     """Read the wanted columns of a Parquet file, a part of a row group at a time."""
-    # Arrow's usual allocator keeps 30 MB for 7 MB in use; this one gives them back, and not so soon that the next page
-    # has to ask for them anew (4 us a page of memory). It is chosen by this variable, when Arrow is imported.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _keep_little_memory()
     number = 0
     try:
         # buffer_size: read a column bit by bit; without it a whole row group is held.
@@ -105,6 +103,18 @@ def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the store's trouble, not the file's
         raise Unreadable(f"behind row {number}: the file is damaged or cut off") from None
+
+
+def _keep_little_memory() -> None:
+    """Let Arrow give back what it does not use, unless somebody has chosen its allocator.
+
+    The usual one keeps 30 MB for 7 MB in use. This one gives them back, and not so soon that the next page has to ask
+    for them anew, which costs 4 us for each page of memory.
+    """
+    import pyarrow as pa
+
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and "jemalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def _delimited(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int, delimiter: str) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from typing import Any
 import stamina
 from sqlalchemy import Connection, Engine, ExceptionContext, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from criteo_provider.core.errors import LedgerRefused, LedgerUnwritable
@@ -83,7 +83,8 @@ def _ask_whether_it_lives(engine: Engine) -> None:
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error:
-            raise DisconnectionError from None
+            # Those that were left before this one are as old, and gone, too.
+            raise InvalidatePoolError from None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +40,6 @@ class Beside:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._carrier = ThreadPoolExecutor(1, thread_name_prefix="criteo-packing")
-        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="criteo-sealing")
         self._is_over = False
         self._idle = threading.Event()
         self._idle.set()
@@ -59,14 +58,22 @@ class Beside:
         return lambda: ((None if asked.cancelled() else asked.result()) or packing.packed_order(order)).named(keys)
 
     def begin_sealing(self, seal: Callable[[], CursorHold]) -> Callable[[], CursorHold]:
-        """Begin to seal, and return what waits for its end."""
-        return self._sealer.submit(seal).result
+        """Begin to seal, and return what waits for its end; nobody else waits for a ledger that does not answer."""
+        sealed: Future[CursorHold] = Future()
+
+        def work() -> None:
+            try:
+                sealed.set_result(seal())
+            except BaseException as error:
+                sealed.set_exception(error)
+
+        threading.Thread(target=work, name="criteo-sealing", daemon=True).start()
+        return sealed.result
 
     def close(self) -> None:
-        """End the process; what it is packing just then is not waited for, if that takes long. What is sealed is."""
+        """End the process; what it is packing just then is not waited for, if that takes long."""
         self._carrier.shutdown(wait=False, cancel_futures=True)
         self._end(kill=not self._idle.wait(_ENDS_WITHIN_S))
-        self._sealer.shutdown()
 
     def _has_process(self) -> bool:
         if self._process is None and not self._is_over and self._places.acquire(blocking=False):
