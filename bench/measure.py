@@ -18,6 +18,7 @@ import psutil
 
 T = TypeVar("T")
 MILLION = 1_000_000
+# How often it is looked which processes belong to a family.
 RELATIVES_EVERY_S = 1.0
 
 

@@ -98,15 +98,15 @@ def _encoded(address: str | None) -> bytes | None:
     return None if address is None else address.encode()
 
 
-def _own_sha256() -> Callable[[bytes], Any]:
+def _own_sha256() -> Any:
     """Return Python's own SHA-256: OpenSSL's, which hashlib gives, takes a quarter longer for so short a text."""
     for module in ("_sha2", "_sha256"):  # from Python 3.12 on, and before
         with suppress(ImportError):
-            return import_module(module).sha256  # type: ignore[no-any-return]
+            return import_module(module).sha256
     return hashlib.sha256
 
 
-_sha256 = _own_sha256()
+_sha256: Callable[[bytes], Any] = _own_sha256()
 
 
 def _sha256_column(addresses: Sequence[bytes]) -> list[bytes]:
