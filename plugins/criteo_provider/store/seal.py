@@ -19,8 +19,18 @@ from criteo_provider.core.model import (
     Status,
     StepPlan,
 )
+from criteo_provider.core.standing import PartFate, Stand, complete, counts, default_and_exceptions, fold
 from criteo_provider.store.schema import chunk, identifiers, part, stage, stage_exception, step, upload
-from criteo_provider.store.standings import exception_values, refold, spans_to_text
+from criteo_provider.store.standings import (
+    METRIC_OF_STATUS,
+    count_entering,
+    count_reasons,
+    entered_values,
+    exception_values,
+    refold,
+    spans_to_text,
+)
+from criteo_provider.store.totals import Deltas
 from criteo_provider.store.unwanted import close_unwanted
 
 
@@ -44,15 +54,16 @@ def seal(
     chunk_id = int(connection.execute(_NEW_CHUNK, values).scalar_one())
     if people.forms:
         connection.execute(_NEW_IDENTIFIERS, [_identifiers_values(chunk_id, packed) for packed in people.forms])
-    entered = []
+    deltas, outdated = Deltas(), []
     for plan in steps:
-        is_current = _is_current(connection, plan)
-        stage_id = _add_stage(connection, chunk_id, people, plan, now_us, intent_us)
-        if not plan.delay_s:
-            entered.append(stage_id)
-        if not is_current:
+        if _is_current(connection, plan):
+            fresh = _standing(canvas_id, people, plan, deltas)
+            _add_stage(connection, chunk_id, people, plan, fresh, now_us, intent_us)
+        else:
+            stage_id = _add_stage(connection, chunk_id, people, plan, _waiting(people, plan), now_us, intent_us)
             close_unwanted(connection, [stage_id])
-    refold(connection, entered, cause=f"seal:{chunk_id}", now_us=now_us, entering=True)
+            outdated += [] if plan.delay_s else [stage_id]
+    refold(connection, outdated, cause=f"seal:{chunk_id}", now_us=now_us, entering=True, deltas=deltas)
     return chunk_id
 
 
@@ -111,34 +122,60 @@ def _identifiers_values(chunk_id: int, packed: PackedForm) -> dict[str, Any]:
     }
 
 
+# Columns of a stage, and who does not stand like most of it.
+_Fresh = tuple[dict[str, Any], Sequence[Stand]]
+
+
+def _standing(canvas_id: str, people: SealedPeople, plan: StepPlan, deltas: Deltas) -> _Fresh:
+    """Tell where people stand at a step they have just come to, as a refold would find them, and count them."""
+    columns, lacking = _waiting(people, plan)
+    if plan.delay_s:
+        return columns, lacking
+    fates = [PartFate(span, PartState.OPEN) for packed in _sent(people, plan) for span in packed.present]
+    stands = fold(len(people), fates, complete(len(people), (Status.PENDING, None), lacking))
+    (status, reason), exceptions = default_and_exceptions(stands)
+    totals = counts(stands)
+    count_entering(deltas, canvas_id, plan.step_id, len(people), is_last=plan.is_last)
+    for of, total in totals.items():
+        deltas.add(canvas_id, plan.step_id, METRIC_OF_STATUS[of], total)
+    count_reasons(deltas, plan.step_id, stands)
+    return entered_values(status, reason, totals), exceptions
+
+
+def _waiting(people: SealedPeople, plan: StepPlan) -> _Fresh:
+    """Tell where people stand who are still to reach their step."""
+    lacking = unsendable(people, {packed.form for packed in _sent(people, plan)}, plan.fields)
+    totals = dict.fromkeys(Status, 0)
+    return {**entered_values(Status.PENDING, None, totals), "state": StageState.WAITING}, lacking
+
+
+def _sent(people: SealedPeople, plan: StepPlan) -> list[PackedForm]:
+    return [packed for packed in people.forms if Form(packed.form).field in plan.fields]
+
+
 def _add_stage(
     connection: Connection,
     chunk_id: int,
     people: SealedPeople,
     plan: StepPlan,
+    fresh: _Fresh,
     now_us: int,
     intent_us: int | None,
 ) -> int:
+    columns, exceptions = fresh
     enters_us = now_us + round(plan.delay_s * 1e6)
-    sent = [packed for packed in people.forms if Form(packed.form).field in plan.fields]
-    lacking = unsendable(people, {packed.form for packed in sent}, plan.fields)
     values = {
         "chunk_id": chunk_id,
         "step_id": plan.step_id,
         "version_id": plan.version_id,
-        "state": StageState.WAITING,
         "enters_us": enters_us,
         "people": len(people),
-        "status": Status.PENDING,
-        "pending": 0,
-        "synced": 0,
-        "not_synced": 0,
-        "errored": 0,
+        **columns,
     }
     stage_id = int(connection.execute(_NEW_STAGE, values).scalar_one())
-    if lacking:
-        connection.execute(_NEW_EXCEPTION, exception_values(stage_id, lacking))
-    for packed in sent:
+    if exceptions:
+        connection.execute(_NEW_EXCEPTION, exception_values(stage_id, exceptions))
+    for packed in _sent(people, plan):
         _add_upload(connection, chunk_id, stage_id, plan, packed, enters_us, intent_us)
     return stage_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -42,13 +42,20 @@ class Standing(NamedTuple):
 
 
 def refold(
-    connection: Connection, stage_ids: Collection[int], *, cause: str, now_us: int, entering: bool = False
+    connection: Connection,
+    stage_ids: Collection[int],
+    *,
+    cause: str,
+    now_us: int,
+    entering: bool = False,
+    deltas: Deltas | None = None,
 ) -> Deltas:
     """Make counts, default and exceptions of these stages true again; write what changed as metric rows, return it.
 
-    ``entering`` marks stages whose people reach their step now. Stages are locked in id order.
+    ``entering`` marks stages whose people reach their step now; ``deltas`` are what has changed beside, to be written
+    with it. Stages are locked in id order.
     """
-    deltas = Deltas()
+    deltas = deltas or Deltas()
     for ids in slices(sorted(stage_ids)):
         changed, dropped, added = [], [], []
         for standing in load(connection, ids, lock=True):
@@ -58,9 +65,11 @@ def refold(
             stands = fold(row.people, standing.fates, standing.before)
             (status, reason), exceptions = default_and_exceptions(stands)
             totals = counts(stands)
-            _count(deltas, row, totals, entering=entering)
-            _count_reasons(deltas, row, stands, () if entering else standing.before)
-            changed.append(_stage_values(row.id, status, reason, totals))
+            if entering:
+                count_entering(deltas, row.canvas_id, row.step_id, row.people, is_last=row.is_last)
+            _count(deltas, row, totals)
+            count_reasons(deltas, row.step_id, stands, () if entering else standing.before)
+            changed.append({"key": row.id, **entered_values(status, reason, totals)})
             if {*exceptions} != {*standing.exceptions}:
                 if standing.exceptions:
                     dropped.append(row.id)
@@ -136,11 +145,13 @@ def slices(ids: Sequence[_T]) -> Iterable[Sequence[_T]]:
     return (ids[at : at + SLICE] for at in range(0, len(ids), SLICE))
 
 
-def _count(deltas: Deltas, row: Row[Any], totals: dict[Status, int], *, entering: bool) -> None:
-    if entering:
-        deltas.add(row.canvas_id, row.step_id, Metric.ENTERED, row.people)
-        onward = Metric.EXITED if row.is_last else Metric.PROCEEDED
-        deltas.add(row.canvas_id, row.step_id, onward, row.people)
+def count_entering(deltas: Deltas, canvas_id: str, step_id: int, people: int, *, is_last: bool) -> None:
+    """Count people who have reached a step: nobody waits there, so they go on at the same moment."""
+    deltas.add(canvas_id, step_id, Metric.ENTERED, people)
+    deltas.add(canvas_id, step_id, Metric.EXITED if is_last else Metric.PROCEEDED, people)
+
+
+def _count(deltas: Deltas, row: Row[Any], totals: dict[Status, int]) -> None:
     held = {
         Status.PENDING: row.pending,
         Status.SYNCED: row.synced,
@@ -151,16 +162,17 @@ def _count(deltas: Deltas, row: Row[Any], totals: dict[Status, int], *, entering
         deltas.add(row.canvas_id, row.step_id, METRIC_OF_STATUS[status], total - held[status])
 
 
-def _count_reasons(deltas: Deltas, row: Row[Any], now: Iterable[Stand], before: Iterable[Stand]) -> None:
+def count_reasons(deltas: Deltas, step_id: int, now: Iterable[Stand], before: Iterable[Stand] = ()) -> None:
+    """Count why people are Not Synced now, and no longer are as before."""
     for sign, stands in ((1, now), (-1, before)):
         for stand in stands:
             if stand.status is Status.NOT_SYNCED:
-                deltas.add_reason(row.step_id, stand.reason or "", sign * len(stand.span))
+                deltas.add_reason(step_id, stand.reason or "", sign * len(stand.span))
 
 
-def _stage_values(stage_id: int, status: Status, reason: str | None, totals: dict[Status, int]) -> dict[str, Any]:
+def entered_values(status: Status, reason: str | None, totals: Mapping[Status, int]) -> dict[str, Any]:
+    """Return the columns of a stage whose people have reached their step."""
     return {
-        "key": stage_id,
         "status": status,
         "reason": reason,
         "pending": totals[Status.PENDING],
