@@ -15,6 +15,7 @@ from criteo_provider.core.model import (
     ClaimedRequest,
     CursorHold,
     SealedPeople,
+    Span,
     StepPlan,
 )
 from criteo_provider.core.outcome import Outcome
@@ -39,6 +40,7 @@ from criteo_provider.store import claim as claiming
 from criteo_provider.store.backlogs import Backlogs
 from criteo_provider.store.clock import caught_up, is_over
 from criteo_provider.store.engine import looking, reading, writing
+from criteo_provider.store.just_sealed import JustSealed
 from criteo_provider.store.keeping import Keeping
 from criteo_provider.store.launches import Launches
 from criteo_provider.store.opt_out_verbs import OptOuts
@@ -52,10 +54,14 @@ _REPEATABLE = {"40P01", "40001"}
 
 
 class Ledger:
-    """All that is known of chunks, stages, uploads and cursors; thread-safe, one engine, no state of its own."""
+    """All that is known of chunks, stages, uploads and cursors; thread-safe, one engine.
+
+    Its only state is what it need not read back, because it was sealed here a moment ago.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._just_sealed = JustSealed()
         self.opt_outs = OptOuts(engine, self._write)
         self.keeping = Keeping(engine, self._write)
         self.requeues = Requeues(engine, self._write)
@@ -107,15 +113,17 @@ class Ledger:
     ) -> CursorHold:
         """Write a chunk, all that follows from it, and the cursor behind it; LostClaim when the cursor moved."""
 
-        def verb(connection: Connection) -> CursorHold:
+        def verb(connection: Connection) -> tuple[CursorHold, int | None]:
             moved = cursors.move(connection, hold, position, now_us=now_us)
             cursors.complete_units(connection, hold.canvas_id, units, now_us=now_us)
             for wanted in looks:
                 cursors.keep_look(connection, hold.canvas_id, wanted, now_us=now_us)
-            seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us, intent_us=hold.since_us)
-            return moved
+            return moved, seal.seal(connection, hold.canvas_id, people, steps, now_us=now_us, intent_us=hold.since_us)
 
-        return self._write(verb)
+        moved, chunk_id = self._write(verb)
+        if chunk_id is not None:
+            self._just_sealed.keep(chunk_id, people.forms)
+        return moved
 
     def seal_late(
         self,
@@ -180,9 +188,16 @@ class Ledger:
 
     def packed(self, wanted: ClaimedPart) -> bytes:
         """Return the same values as one blob."""
-        with looking(self.engine) as connection:
-            present, blob = intents.packed_of(connection, wanted.chunk_id, wanted.form, wanted.earlier_id)
+        present, blob = self._kept(wanted)
         return forms.cut(blob, forms.Form(wanted.form), slots(present, wanted.spans))
+
+    def _kept(self, wanted: ClaimedPart) -> tuple[Sequence[Span], bytes]:
+        if wanted.earlier_id is None:
+            sealed = self._just_sealed.take(wanted.chunk_id, wanted.form)
+            if sealed is not None:
+                return sealed.present, sealed.blob
+        with looking(self.engine) as connection:
+            return intents.packed_of(connection, wanted.chunk_id, wanted.form, wanted.earlier_id)
 
     def settle(self, claimed: ClaimedRequest, outcome: Outcome, *, now_us: int, jitter: float) -> int:
         """Write what an answer means for everybody in the request; return how many parts were lost to others."""
