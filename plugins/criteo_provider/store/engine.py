@@ -55,6 +55,7 @@ def _postgresql(url: str, pool_size: int) -> Engine:
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
+        pool_use_lifo=True,  # few connections do most of the work: each is a process with its own view of the cache
         connect_args={"connect_timeout": 10},
         hide_parameters=True,
     )
