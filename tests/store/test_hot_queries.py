@@ -14,6 +14,7 @@ from criteo_provider.core.model import Role, Status
 from criteo_provider.core.outcome import Refused
 from criteo_provider.store import opt_outs, people_index
 from criteo_provider.store.engine import writing
+from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.schema import chunk, identifiers, metric, part, request, stage, stage_exception, upload
 from criteo_provider.store.schema_growth import COUNTED, step_total
 from tests.world import World, canvas, crowd, step
@@ -220,7 +221,7 @@ def test_hot_verbs_read_no_table_from_end_to_end(old: World, plans: Plans, monke
 
 
 def test_packed_people_are_fetched_as_postgresql_keeps_them(postgres_url: str) -> None:
-    """A claim reads back its identifiers in binary: as text they are twice as long, and take five times as long."""
+    """What others have sealed is read in binary: as text it is twice as long, and takes five times as long."""
     world = World(postgres_url)
     world.declare(canvas("vip", step("add")))
     world.enter("vip", crowd(range(3)))
@@ -232,7 +233,7 @@ def test_packed_people_are_fetched_as_postgresql_keeps_them(postgres_url: str) -
     def look(_: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         formats.append(cursor.pgresult.fformat(1))
 
-    values = [world.ledger.items(one) for one in claimed.parts]
+    values = [Ledger(world.engine).items(one) for one in claimed.parts]
     assert [len(one) for one in values] == [3]
     assert formats == [Format.BINARY]
     world.close()

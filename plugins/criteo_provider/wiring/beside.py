@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 # Less than this is packed here before the other process has heard of it.
 WORTH_SENDING = 10_000
 _ENDS_WITHIN_S = 5.0
+# A pipe that is full or empty lets a thread wait, and then for the other threads, too: 25 times a chunk at 64 kB.
+_PIPE_BYTES = 1 << 20
 # What a chunk was packed in is kept for the next one: to give it back and ask for it anew costs a third of its time.
 _KEEP_MEMORY = {
     "PYTHONMALLOC": "malloc",
@@ -136,9 +139,13 @@ def _start() -> subprocess.Popen[bytes]:
     package_folder = str(Path(packing.__file__).parents[2])
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     command = [sys.executable, "-S", "-m", "criteo_provider.flow.packing"]
-    return subprocess.Popen(  # noqa: S603 - our own module, no shell
+    process = subprocess.Popen(  # noqa: S603 - our own module, no shell
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment, **_KEEP_MEMORY, "PYTHONPATH": package_folder},
     )
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError, AttributeError):  # Linux has it, and a system may allow less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
+    return process
