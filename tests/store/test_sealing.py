@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Column, Connection, Table, event, func, select
 
 from criteo_provider.core.batching import pack
 from criteo_provider.core.identifiers import Form, encode
@@ -67,6 +69,59 @@ def test_people_stand_after_a_seal_where_a_refold_finds_them(
         refold(connection, connection.execute(select(stage.c.id)).scalars().all(), cause="again", now_us=world.now_us)
         assert everything(connection) == before
     assert world.ledger.broken_laws() == []
+
+
+def test_a_seal_writes_what_a_refold_would_have_written(world: World) -> None:
+    """One step whose files have changed meanwhile, and one whose have not: the same rows, reason for reason."""
+    same = {"fields": ("email", "madid"), "is_last": False}
+    world.declare(
+        canvas("vip", step("a", **same), step("b", **same, audience="B"), step("c", delay_s=60, audience="C"))
+    )
+    first, second, delayed = world.plans["vip"]
+    # An older version of the same step: what is sealed under it goes the longer way.
+    world.plans["vip"] = (first, replace(second, version_id=first.version_id), delayed)
+    world.enter("vip", two_fields([(True, True), (True, False), (False, True), (False, False), (True, True)]))
+
+    def told(connection: Connection, step_id: int) -> list[object]:
+        ids = select(stage.c.id).where(stage.c.step_id == step_id).scalar_subquery()
+        rows: list[object] = []
+        for table, own in ((stage, stage.c.step_id == step_id), (stage_exception, stage_exception.c.stage_id == ids)):
+            rows += connection.execute(select(*_but(table, "id", "step_id", "version_id", "stage_id")).where(own)).all()
+        for table in (metric, step_total, step_reason):
+            shown = select(*_but(table, "id", "step_id")).where(table.c.step_id == step_id)
+            rows += sorted(connection.execute(shown).all())
+        return rows
+
+    with world.engine.connect() as connection:
+        assert told(connection, first.step_id) == told(connection, second.step_id)
+        assert len(told(connection, first.step_id)) > len(TOLD)
+    assert world.numbers("c") == (0, 0, 0, 0, 0)
+    world.pass_time(61)
+    world.ledger.enter_due_steps(now_us=world.now_us)
+    assert world.numbers("c") == (5, 0, 2, 3, 0)
+
+
+def _but(table: Table, *names: str) -> list[Column[object]]:
+    return [column for column in table.columns if column.name not in names]
+
+
+def test_who_connects_anew_reads_what_is_there(world: World) -> None:
+    """After a connection is lost nothing is taken from memory: another server may have taken over, with less in it."""
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd(range(3)))
+    claimed = world.claim()
+    assert claimed is not None
+    world.engine.dispose()
+    read: list[str] = []
+
+    @event.listens_for(world.engine, "before_cursor_execute")
+    def remember(_c: object, _cursor: object, statement: str, *_rest: object) -> None:
+        read.append(statement)
+
+    assert world.ledger.open_work(now_us=world.now_us)
+    read.clear()
+    assert len(world.ledger.packed(claimed.parts[0])) == 3 * 32
+    assert len(read) == 1
 
 
 def test_what_was_sealed_a_moment_ago_is_not_read_back(world: World) -> None:

@@ -6,10 +6,13 @@ import csv
 import gzip
 import io
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from types import ModuleType
 from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
@@ -19,8 +22,11 @@ from criteo_provider.core.ports import Columns
 LINE_BYTES = 4_000_000
 # Rows parsed at once: short-lived, or the garbage collector visits them again and again (half of the time).
 BLOCK_ROWS = 1_000
+# Rows of a Parquet file decoded at once: Arrow lets the other threads go on meanwhile, and then waits for them.
+DECODED_ROWS = 25_000
 # Rows that become Python values at once: more leave the processor's cache before they are looked at.
 PIECE_ROWS = 10_000
+_CHOSEN = "ARROW_DEFAULT_MEMORY_POOL"
 
 T = TypeVar("T")
 
@@ -77,55 +83,63 @@ def read_ndjson(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows:
 
 
 def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int) -> Iterator[Batch]:
-    """Read the wanted columns of a Parquet file, ``batch_rows`` of a row group at a time, given out in pieces.
-
-    Whenever Arrow is at work the other threads go on, and it waits for them to go on itself: rather seldom.
-    """
-    import pyarrow as pa
+    """Read the wanted columns of a Parquet file, a part of a row group at a time, given out in pieces."""
+    pa = _arrow()
     import pyarrow.parquet as pq
 
-    _keep_little_memory()
     number = 0
     try:
-        # buffer_size: read a column bit by bit; without it a whole row group is held.
-        file = pq.ParquetFile(_of_arrow(stream), buffer_size=1 << 20, pre_buffer=False)
-        there = file.schema_arrow.names
-        _demand(columns, there, f"the file has {', '.join(there)}")
-        groups = range(file.metadata.num_row_groups)
-        while groups and number + (whole := file.metadata.row_group(groups[0]).num_rows) <= skip:
-            number += whole
-            groups = groups[1:]
-        for rows in file.iter_batches(batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False):
-            rows.validate(full=True)  # texts that are not UTF-8 show here, not when they are used
-            known = max(skip - number, 0)
-            number += rows.num_rows
-            for first in range(known, rows.num_rows, PIECE_ROWS):
-                piece = rows.slice(first, PIECE_ROWS)
-                yield Batch(piece.num_rows, cast("Any", piece).to_pydict)
+        with _of_arrow(stream) as source:
+            # buffer_size: read a column bit by bit; without it a whole row group is held.
+            file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+            there = file.schema_arrow.names
+            _demand(columns, there, f"the file has {', '.join(there)}")
+            groups = range(file.metadata.num_row_groups)
+            while groups and number + (whole := file.metadata.row_group(groups[0]).num_rows) <= skip:
+                number += whole
+                groups = groups[1:]
+            at_once = min(batch_rows, DECODED_ROWS)
+            for rows in file.iter_batches(at_once, row_groups=list(groups), columns=list(columns), use_threads=False):
+                rows.validate(full=True)  # texts that are not UTF-8 show here, not when they are used
+                known = max(skip - number, 0)
+                number += rows.num_rows
+                for first in range(known, rows.num_rows, PIECE_ROWS):
+                    piece = rows.slice(first, PIECE_ROWS)
+                    yield Batch(piece.num_rows, cast("Any", piece).to_pydict)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the store's trouble, not the file's
         raise Unreadable(f"behind row {number}: the file is damaged or cut off") from None
 
 
-def _of_arrow(stream: BinaryIO) -> Any:
-    """Return a file of the disk as one that Arrow reads by itself, without asking Python for every stretch of it."""
+@contextmanager
+def _of_arrow(stream: BinaryIO) -> Iterator[Any]:
+    """Open a file of the disk so that Arrow reads it by itself, without asking Python for every stretch of it."""
     import pyarrow as pa
 
-    on_disk = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
-    return pa.OSFile(stream.name, "rb") if on_disk else stream
+    if not isinstance(stream, io.BufferedReader) or not isinstance(stream.raw, io.FileIO):
+        yield stream
+        return
+    with pa.OSFile(stream.name, "rb") as opened:
+        # Another file may have taken its name since the stream was opened.
+        is_same = os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))
+        yield opened if is_same else stream
 
 
-def _keep_little_memory() -> None:
-    """Let Arrow give back what it does not use, unless somebody has chosen its allocator.
+def _arrow() -> ModuleType:
+    """Import Arrow so that it gives back what it does not use, unless somebody has chosen its allocator.
 
     The usual one keeps 30 MB for 7 MB in use. This one gives them back, and not so soon that the next page has to ask
-    for them anew, which costs 4 us for each page of memory.
+    for them anew, which costs 4 us for each page of memory. Arrow chooses for itself when it is imported; whatever has
+    imported it before us, we can only choose for what is asked for in Python (16 MB more).
     """
+    if "pyarrow" not in sys.modules and sys.platform == "linux":
+        os.environ.setdefault(_CHOSEN, "jemalloc")
     import pyarrow as pa
 
-    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and "jemalloc" in pa.supported_memory_backends():
+    if _CHOSEN not in os.environ and "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
+    return pa
 
 
 def _delimited(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int, delimiter: str) -> Iterator[Batch]:

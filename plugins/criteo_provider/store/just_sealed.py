@@ -8,14 +8,15 @@ from collections.abc import Sequence
 
 from criteo_provider.core.model import PackedForm
 
-# Four chunks of one form: while people wait longer than that, others are sealed, and memory is worth more.
-MOST_BYTES = 6_500_000
+# Two chunks of one form: while people wait longer than that, others are sealed, and memory is worth more.
+MOST_BYTES = 3_250_000
 
 
 class JustSealed:
     """Identifiers of the chunks sealed last, each given out once; what is not here is in the ledger.
 
-    Stored identifiers never change, so these cannot be out of date. Thread-safe.
+    Stored identifiers never change, so these cannot be out of date, unless another server has taken over that did not
+    get all of them: whoever connects anew forgets. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,12 @@ class JustSealed:
         """Give out, and let go of, the values of one form of a chunk; None if they are not kept (any more)."""
         with self._lock:
             return self._drop((chunk_id, form))
+
+    def forget(self) -> None:
+        """Let go of all of them."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
 
     def _drop(self, key: tuple[int, str]) -> PackedForm | None:
         packed = self._kept.pop(key, None)

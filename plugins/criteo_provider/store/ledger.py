@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, Row, not_, select, update
+from sqlalchemy import Connection, Engine, Row, event, not_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from criteo_provider.core import identifiers as forms
@@ -62,6 +62,7 @@ class Ledger:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._just_sealed = JustSealed()
+        event.listen(engine, "connect", lambda *_: self._just_sealed.forget())
         self.opt_outs = OptOuts(engine, self._write)
         self.keeping = Keeping(engine, self._write)
         self.requeues = Requeues(engine, self._write)

@@ -127,7 +127,7 @@ _Fresh = tuple[dict[str, Any], Sequence[Stand]]
 
 
 def _standing(canvas_id: str, people: SealedPeople, plan: StepPlan, deltas: Deltas) -> _Fresh:
-    """Tell where people stand at a step they have just come to, as a refold would find them, and count them."""
+    """Tell where people stand who are sealed now; whoever has reached the step is counted, as a refold would."""
     columns, lacking = _waiting(people, plan)
     if plan.delay_s:
         return columns, lacking

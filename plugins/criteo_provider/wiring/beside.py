@@ -27,6 +27,7 @@ _ENDS_WITHIN_S = 5.0
 # A pipe that is full or empty lets a thread wait, and then for the other threads, too: 25 times a chunk at 64 kB.
 _PIPE_BYTES = 1 << 20
 # What a chunk was packed in is kept for the next one: to give it back and ask for it anew costs a third of its time.
+# Other C libraries than glibc do not know these words, and may be slower than Python's own.
 _KEEP_MEMORY = {
     "PYTHONMALLOC": "malloc",
     "MALLOC_TRIM_THRESHOLD_": "67108864",
@@ -134,6 +135,13 @@ class Beside:
             process.wait()
 
 
+def _is_glibc() -> bool:
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (ValueError, OSError):
+        return False
+
+
 def _start() -> subprocess.Popen[bytes]:
     # It needs this package and the standard library only: no site, no Airflow, nothing to log in with.
     package_folder = str(Path(packing.__file__).parents[2])
@@ -143,7 +151,7 @@ def _start() -> subprocess.Popen[bytes]:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**environment, **_KEEP_MEMORY, "PYTHONPATH": package_folder},
+        env={**environment, **(_KEEP_MEMORY if _is_glibc() else {}), "PYTHONPATH": package_folder},
     )
     for pipe in (process.stdin, process.stdout):
         with suppress(OSError, AttributeError):  # Linux has it, and a system may allow less
