@@ -153,7 +153,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**environment, **(_KEEP_MEMORY if _is_glibc() else {}), "PYTHONPATH": package_folder},
     )
-    for pipe in (process.stdin, process.stdout):
+    for pipe in filter(None, (process.stdin, process.stdout)):
         with suppress(OSError, AttributeError):  # Linux has it, and a system may allow less
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[arg-type]
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return process
