@@ -15,6 +15,7 @@ from cryptography.fernet import Fernet
 from criteo_provider.core.ports import Source
 from criteo_provider.sandbox.state import ADVERTISERS, CLIENT_ID, CLIENT_SECRET
 from criteo_provider.sources.files import FilesSource
+from criteo_provider.sources.reading_beside import ReadingBeside
 from criteo_provider.sources.sql import SqlSource
 from criteo_provider.wiring import CriteoConnection, House, Surroundings
 from criteo_provider.wiring.surroundings import Sourced
@@ -112,13 +113,15 @@ def write_canvas(
 
 def source_of(shop: Path) -> Callable[[Sourced], Source]:
     """Build the source a canvas declares, as the hooks of Airflow would."""
+    beside = ReadingBeside()
 
     def source(canvas: Sourced) -> Source:
         declared: Any = canvas.entry.source.chosen
         if canvas.entry.source.files:
             return FilesSource(
-                Path(declared.path), columns=canvas.entry.columns, now_us=_now_us, pattern=declared.pattern
-            )
+                Path(declared.path), columns=canvas.entry.columns, now_us=_now_us, pattern=declared.pattern,
+                beside=beside,
+            )  # fmt: skip
         return SqlSource(
             lambda: sqlite3.connect(shop, timeout=30),
             query=declared.query.text,

@@ -11,20 +11,20 @@ import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from criteo_provider.core import identifiers
 from criteo_provider.core.batching import Unnamed, pack_unnamed
 from criteo_provider.core.columns import Column
 from criteo_provider.core.identifiers import Form, Unusable
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
+from criteo_provider.flow import pipes
 
 _REASONS: Mapping[Unusable, Reason] = {
     Unusable.MISSING: Reason.MISSING,
     Unusable.BLANK: Reason.BLANK,
     Unusable.MALFORMED: Reason.MALFORMED,
 }
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +109,10 @@ def _message(content: tuple[Any, ...]) -> bytes:
     return marshal.dumps(content, 2)
 
 
-def write(pipe: IO[bytes], message: bytes) -> None:
-    """Put one message into a pipe."""
-    pipe.write(len(message).to_bytes(_LENGTH_BYTES, "big"))
-    pipe.write(message)
-    pipe.flush()
-
-
-def read(pipe: IO[bytes]) -> bytes | None:
-    """Take one message out of a pipe, None at its end."""
-    length = pipe.read(_LENGTH_BYTES)
-    if len(length) < _LENGTH_BYTES:
-        return None
-    message = pipe.read(int.from_bytes(length, "big"))
-    return message if len(message) == int.from_bytes(length, "big") else None
-
-
 def main() -> None:
     """Pack whatever comes in, until nothing more does."""
-    while (order := read(sys.stdin.buffer)) is not None:
-        write(sys.stdout.buffer, parcel_of(packed_order(order)))
+    while (order := pipes.read(sys.stdin.buffer)) is not None:
+        pipes.write(sys.stdout.buffer, parcel_of(packed_order(order)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from criteo_provider.core.ports import Source
     from criteo_provider.sources.paged_http import HttpAnswer
+    from criteo_provider.sources.reading_beside import ReadingBeside
     from criteo_provider.wiring.surroundings import Sourced
 
 HTTP_TIMEOUT_S = 30
@@ -42,6 +43,7 @@ class SegmentSources:
         self._include = include
         self._ask = ask
         self._built: dict[str, Source] = {}
+        self._beside: ReadingBeside | None = None
 
     def of(self, canvas: Sourced) -> Source:
         """Return the source of ``canvas``; raises Misconfigured naming the canvas, the connection and the mend."""
@@ -93,7 +95,9 @@ class SegmentSources:
 
     def _files(self, canvas: Sourced, files: declared.FilesSource) -> Source:
         from criteo_provider.sources.files import FilesSource
+        from criteo_provider.sources.reading_beside import ReadingBeside
 
+        self._beside = self._beside or ReadingBeside()
         root: Any = self._include / files.path  # an absolute path stays what it is
         if "://" in files.path:
             from airflow.sdk import ObjectStoragePath
@@ -115,6 +119,7 @@ class SegmentSources:
             now_us=_now_us,
             pattern=files.pattern,
             file_format=files.format,
+            beside=self._beside,
         )
 
     def _http(self, canvas: Sourced, http: declared.HttpSource) -> Source:

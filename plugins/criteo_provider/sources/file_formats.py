@@ -112,12 +112,17 @@ def read_parquet(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows
         raise Unreadable(f"behind row {number}: the file is damaged or cut off") from None
 
 
+def is_of_disk(stream: BinaryIO) -> bool:
+    """Tell whether a stream is a file that can be opened once more by its name."""
+    return isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
+
+
 @contextmanager
 def _of_arrow(stream: BinaryIO) -> Iterator[Any]:
     """Open a file of the disk so that Arrow reads it by itself, without asking Python for every stretch of it."""
     import pyarrow as pa
 
-    if not isinstance(stream, io.BufferedReader) or not isinstance(stream.raw, io.FileIO):
+    if not is_of_disk(stream):
         yield stream
         return
     with pa.OSFile(stream.name, "rb") as opened:

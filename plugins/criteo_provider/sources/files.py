@@ -8,8 +8,9 @@ from typing import Any
 
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.ports import Columns, Json, Look, Page, Seen
-from criteo_provider.sources.file_formats import PIECE_ROWS, Batch, Reader, Unreadable, reader_for
+from criteo_provider.sources.file_formats import PIECE_ROWS, Batch, Reader, Unreadable, read_parquet, reader_for
 from criteo_provider.sources.folders import FileRef, Folder
+from criteo_provider.sources.reading_beside import ReadingBeside
 
 SETTLED_S = 2.0
 _CLOCKS_DIFFER_S = 60.0
@@ -24,7 +25,8 @@ class FilesSource:
     of a damaged or half-written one goes on; it is named in SourceFailed after all others have been given,
     and read when it has been put there again. Files changed less than 2 s ago wait. A file that is
     interrupted goes on at its next row: the position is ``{unit: rows given}`` of unfinished files. Memory:
-    one page, and twice 25,000 rows of a Parquet file as Arrow holds them.
+    one page, and twice 25,000 rows of a Parquet file as Arrow holds them; ``beside`` holds them for files of
+    the disk.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class FilesSource:
         now_us: Callable[[], int],
         pattern: str = "*",
         file_format: str | None = None,
+        beside: ReadingBeside | None = None,
     ) -> None:
         self._folder = Folder(root, pattern)
         self._columns = tuple(dict.fromkeys(columns))
         self._now_us = now_us
         self._pattern = pattern
         self._format = file_format
+        self._beside = beside
         self._finished: set[str] = set()
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
@@ -101,7 +105,7 @@ class FilesSource:
         if reader is None:
             raise Unreadable("its format is not known: name it with `format: parquet`, `csv` or `ndjson`")
         if file.unit not in progress:
-            for _ in self._batches(reader, file, 0, max_rows):
+            for _ in self._batches(reader, file, 0, max_rows, with_values=False):
                 pass
             if not self._folder.is_unchanged(file):
                 return  # it was still being written: the next look finds its new version
@@ -113,9 +117,14 @@ class FilesSource:
             completes = (file.unit,) if is_last else ()
             yield Page(batch.columns(), batch.rows, dict(progress), completes)
 
-    def _batches(self, reader: Reader, file: FileRef, skip: int, batch_rows: int) -> Iterator[Batch]:
+    def _batches(
+        self, reader: Reader, file: FileRef, skip: int, batch_rows: int, *, with_values: bool = True
+    ) -> Iterator[Batch]:
         with self._folder.open(file) as stream:
-            yield from reader(stream, self._columns, skip, batch_rows)
+            if reader is read_parquet and self._beside is not None:
+                yield from self._beside.batches(stream, self._columns, skip, batch_rows, with_values=with_values)
+            else:
+                yield from reader(stream, self._columns, skip, batch_rows)
 
 
 def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from criteo_provider.core.batching import Unnamed
 from criteo_provider.core.model import CursorHold, SealedPeople
-from criteo_provider.flow import packing
+from criteo_provider.flow import packing, pipes
 from criteo_provider.flow.hands import OwnHands
 from criteo_provider.flow.packing import Columns, FieldColumn
 
@@ -24,8 +21,6 @@ log = logging.getLogger(__name__)
 # Less than this is packed here before the other process has heard of it.
 WORTH_SENDING = 10_000
 _ENDS_WITHIN_S = 5.0
-# A pipe that is full or empty lets a thread wait, and then for the other threads, too: 25 times a chunk at 64 kB.
-_PIPE_BYTES = 1 << 20
 # What a chunk was packed in is kept for the next one: to give it back and ask for it anew costs a third of its time.
 # Other C libraries than glibc do not know these words, and may be slower than Python's own.
 _KEEP_MEMORY = {
@@ -101,8 +96,8 @@ class Beside:
             return None
         self._idle.clear()
         try:
-            packing.write(process.stdin, order)
-            parcel = packing.read(process.stdout)
+            pipes.write(process.stdin, order)
+            parcel = pipes.read(process.stdout)
             if parcel is None:
                 raise EOFError  # noqa: TRY301 - ends like a broken pipe
             return packing.people_of(parcel)
@@ -122,17 +117,7 @@ class Beside:
         if process is None:
             return
         self._places.release()
-        if kill:
-            process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):  # what was not written any more cannot be written
-                    pipe.close()
-        try:
-            process.wait(_ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        pipes.end(process, kill=kill)
 
 
 def _is_glibc() -> bool:
@@ -143,17 +128,6 @@ def _is_glibc() -> bool:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # It needs this package and the standard library only: no site, no Airflow, nothing to log in with.
+    # It needs this package and the standard library only.
     package_folder = str(Path(packing.__file__).parents[2])
-    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-    command = [sys.executable, "-S", "-m", "criteo_provider.flow.packing"]
-    process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**environment, **(_KEEP_MEMORY if _is_glibc() else {}), "PYTHONPATH": package_folder},
-    )
-    for pipe in filter(None, (process.stdin, process.stdout)):
-        with suppress(OSError, AttributeError):  # Linux has it, and a system may allow less
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    return process
+    return pipes.start(packing.__name__, package_folder, _KEEP_MEMORY if _is_glibc() else {})

@@ -1,0 +1,65 @@
+"""Pipes: messages to and from a process beside, which knows our packages and nothing to log in with."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import IO
+
+_LENGTH_BYTES = 8
+_ENDS_WITHIN_S = 5.0
+# A pipe that is full or empty lets a thread wait, and then for the other threads, too: 25 times a chunk at 64 kB.
+_PIPE_BYTES = 1 << 20
+
+
+def write(pipe: IO[bytes], message: bytes) -> None:
+    """Put one message into a pipe."""
+    pipe.write(len(message).to_bytes(_LENGTH_BYTES, "big"))
+    pipe.write(message)
+    pipe.flush()
+
+
+def read(pipe: IO[bytes]) -> bytes | None:
+    """Take one message out of a pipe, None at its end."""
+    length = pipe.read(_LENGTH_BYTES)
+    if len(length) < _LENGTH_BYTES:
+        return None
+    message = pipe.read(int.from_bytes(length, "big"))
+    return message if len(message) == int.from_bytes(length, "big") else None
+
+
+def start(module: str, python_path: str, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start one of our modules, which answers on standard output what comes in on standard input until that ends.
+
+    Raises OSError where no process can be started. It imports from ``python_path`` only: no site, no Airflow.
+    """
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+        [sys.executable, "-S", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment, **(settings or {}), "PYTHONPATH": python_path},
+    )
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        with suppress(OSError, AttributeError):  # Linux has it, and a system may allow less
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return process
+
+
+def end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
+    """End a process beside: by closing its pipes, or at once, and in any case within seconds."""
+    if kill:
+        process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was not written any more cannot be written
+                pipe.close()
+    try:
+        process.wait(_ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
