@@ -93,7 +93,12 @@ def _measurements(
     if parts.AIRFLOW in chosen:
         from bench.airflow_run import in_airflow
 
-        yield parts.AIRFLOW, "sqlite", in_airflow(place, quick=quick)
+        for name in engines:
+            folder = place / f"airflow-{name}"
+            folder.mkdir()
+            with parts.engine_of(name, folder) as engine:
+                yield parts.AIRFLOW, name, in_airflow(folder, engine, quick=quick)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _told(row: Row) -> Row:

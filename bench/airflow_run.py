@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from operator import itemgetter
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy.engine import make_url
 
 from bench.drains import CRITEOS_LIMIT
 from bench.measure import MILLION, Row, Watch, cpu_of_others, waking_costs
+from bench.parts import Engine
 from bench.shop import as_parquet, fill, write_canvas
 from criteo_provider.sandbox.running import Sandbox, sandbox_process
 
@@ -29,8 +32,11 @@ from processes import Household
 
 DAGS = ("criteo_audience_sync", "criteo_audience_retry")
 ENGINE = "sqlite"
+"""Where the ledger is for all that is no drain: what waiting costs is Airflow's."""
 # What Airflow calls the process of one task, by the id of its instance (airflow.sdk.execution_time.task_runner).
 TASK = re.compile(r"airflow worker -- [0-9a-f]{8}-[0-9a-f-]{27}\b")
+# A server's processes share their memory, so that each seems to hold all of it.
+SERVER = re.compile(r"postgres: |\S*/postgres ")
 
 
 class BenchAirflow(LocalAirflow):
@@ -40,47 +46,67 @@ class BenchAirflow(LocalAirflow):
         return {**super()._settings(), "criteo__include_folder": str(self.home.parent / "include")}
 
 
-def in_airflow(place: Path, *, quick: bool) -> Iterator[Row]:
-    """Measure in an Airflow of its own; quick: seconds instead of minutes, thousands instead of millions."""
-    backlog, idle_s, streaming_s = (200_000, 20.0, 15.0) if quick else (30 * MILLION, 180.0, 120.0)
-    backfill = 300_000 if quick else 10 * MILLION
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many people drain, and how long it is looked at what waits."""
+
+    backlog: int
+    backfill: int
+    idle_s: float
+    streaming_s: float
+
+
+QUICK = Sizes(200_000, 300_000, 20.0, 15.0)
+FULL = Sizes(30 * MILLION, 10 * MILLION, 180.0, 120.0)
+
+
+def in_airflow(place: Path, engine: Engine, *, quick: bool) -> Iterator[Row]:
+    """Measure in an Airflow of its own; on PostgreSQL the drains alone, for what waits is Airflow and the sources."""
+    sizes = QUICK if quick else FULL
     fill(place / "fresh.db", 1)
-    fill(place / "backlog.db", backlog)
+    fill(place / "backlog.db", sizes.backlog)
     as_parquet(place / "backlog.db", place / "parquet")
-    include = place / "include"
+    include, shop = place / "include", place / "fresh.db"
     write_canvas(include, "fresh", connection="fresh_shop")
     (place / "logs").mkdir()
     with (
         sandbox_process(limit=CRITEOS_LIMIT, membership="count") as sandbox,
         Household(place / "logs") as household,
-        _started(place, household, sandbox) as airflow,
+        _started(place, household, sandbox, engine) as airflow,
     ):
+        if engine.name != ENGINE:
+            _unpause(airflow, sandbox)
+            yield from _drains(place, sandbox, engine.name, sizes.backlog)
+            return
         yield Row("airflow", "the same work after a second of sleep", ENGINE, waking_costs(), "x CPU")
-        empty = yield from _idle(airflow, idle_s, "Airflow alone (DAGs paused), ")
-        for dag_id in DAGS:
-            airflow.unpause(dag_id)
-        _wait_for(sandbox, "fresh 1", 1)
-        yield from _idle(airflow, idle_s, beside=empty)
+        empty = yield from _idle(airflow, sizes.idle_s, "Airflow alone (DAGs paused), ")
+        _unpause(airflow, sandbox)
+        yield from _idle(airflow, sizes.idle_s, beside=empty)
         # Far enough apart that the run of one has ended, and Airflow is idle, when the next one comes.
-        yield from _freshness("idle", sandbox, place / "fresh.db", every_s=(9.0, 15.0), for_s=2 * streaming_s)
-        yield from _freshness("10 rows a second", sandbox, place / "fresh.db", every_s=(0.1, 0.1), for_s=streaming_s)
-        write_canvas(include, "backlog", connection="backlog_shop")
-        yield from _throughput("paced, one audience", sandbox, "backlog 1", backlog)
-        sandbox.rules(latency_s=3.0)
-        write_canvas(include, "files", parquet=place / "parquet")
-        yield from _throughput("paced, from Parquet, 3 s of latency", sandbox, "files 1", backlog)
-        sandbox.rules(latency_s=0.0)
-        fill(place / "backlog.db", backfill, first=backlog + 1)
+        yield from _freshness("idle", sandbox, shop, every_s=(9.0, 15.0), for_s=2 * sizes.streaming_s)
+        yield from _freshness("10 rows a second", sandbox, shop, every_s=(0.1, 0.1), for_s=sizes.streaming_s)
+        yield from _drains(place, sandbox, ENGINE, sizes.backlog)
+        fill(place / "backlog.db", sizes.backfill, first=sizes.backlog + 1)
         what = "while a backfill of another canvas drains"
-        yield from _freshness(what, sandbox, place / "fresh.db", every_s=(0.5, 0.5), for_s=streaming_s)
+        yield from _freshness(what, sandbox, shop, every_s=(0.5, 0.5), for_s=sizes.streaming_s)
         for number in range(50):
             write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
         time.sleep(150.0)  # all of them are launched, read once, and looked at once more a minute later
-        yield from _idle(airflow, idle_s, "50 canvases, ", beside=empty)
+        yield from _idle(airflow, sizes.idle_s, "50 canvases, ", beside=empty)
+
+
+def _drains(place: Path, sandbox: Sandbox, engine: str, people: int) -> Iterator[Row]:
+    """Drain one audience from SQL, and then one from Parquet while each answer takes its time."""
+    write_canvas(place / "include", "backlog", connection="backlog_shop")
+    yield from _throughput("paced, one audience", sandbox, "backlog 1", engine, people)
+    sandbox.rules(latency_s=3.0)
+    write_canvas(place / "include", "files", parquet=place / "parquet")
+    yield from _throughput("paced, from Parquet, 3 s of latency", sandbox, "files 1", engine, people)
+    sandbox.rules(latency_s=0.0)
 
 
 @contextmanager
-def _started(place: Path, household: Household, sandbox: Sandbox) -> Iterator[BenchAirflow]:
+def _started(place: Path, household: Household, sandbox: Sandbox, engine: Engine) -> Iterator[BenchAirflow]:
     airflow = BenchAirflow(place / "airflow", place / "ledger.db")
     airflow.start(household)
     for name in ("fresh", "backlog"):
@@ -88,10 +114,24 @@ def _started(place: Path, household: Household, sandbox: Sandbox) -> Iterator[Be
     airflow.connect(
         "criteo_default", conn_type="criteo", host=sandbox.url, login=sandbox.client_id, password=sandbox.client_secret
     )
-    yield airflow
+    if engine.server_url is None:
+        yield airflow
+        return
+    with engine.ledger("airflow") as url:
+        at = make_url(url)
+        where = {"host": str(at.host), "login": str(at.username), "schema": str(at.database)}
+        airflow.connect("criteo_ledger", conn_type="postgres", port=at.port or 0, **where)
+        yield airflow
 
 
-def _throughput(what: str, sandbox: Sandbox, audience: str, people: int) -> Iterator[Row]:
+def _unpause(airflow: BenchAirflow, sandbox: Sandbox) -> None:
+    """Let the two DAGs run, until the first person has arrived."""
+    for dag_id in DAGS:
+        airflow.unpause(dag_id)
+    _wait_for(sandbox, "fresh 1", 1)
+
+
+def _throughput(what: str, sandbox: Sandbox, audience: str, engine: str, people: int) -> Iterator[Row]:
     wanted = people - people // 50  # one in 50 has no address
     _wait_for(sandbox, audience, 1)
     before_s, began_s = cpu_of_others(), time.monotonic()
@@ -103,21 +143,22 @@ def _throughput(what: str, sandbox: Sandbox, audience: str, people: int) -> Iter
     first_s, last_s = arrivals[0]["arrived_s"], arrivals[-1]["arrived_s"]
     calls = sum(first_s <= call["arrived_s"] <= last_s for call in sandbox.requests())
     per_min = 60 * (calls - 1) / max(1e-9, last_s - first_s)
-    yield Row("airflow", f"{what}: users a second", ENGINE, people / wall_s, "users/s")
-    yield Row("airflow", f"{what}: of Criteo's limit", ENGINE, 100 * per_min / CRITEOS_LIMIT, "%")
-    yield Row("airflow", f"{what}: most requests in any 60 s", ENGINE, sandbox.rate(60.0)["largest"], "requests")
-    note = "Airflow, ledger, source and sandbox"
-    yield Row("airflow", f"{what}: of two cores", ENGINE, both, "%", note)
-    yield from _peaks(what, memory)
+    yield Row("airflow", f"{what}: users a second", engine, people / wall_s, "users/s")
+    yield Row("airflow", f"{what}: of Criteo's limit", engine, 100 * per_min / CRITEOS_LIMIT, "%")
+    yield Row("airflow", f"{what}: most requests in any 60 s", engine, sandbox.rate(60.0)["largest"], "requests")
+    note = "Airflow, ledger and its server, source and sandbox"
+    yield Row("airflow", f"{what}: of two cores", engine, both, "%", note)
+    yield from _peaks(what, engine, memory)
 
 
-def _peaks(what: str, memory: Watch) -> Iterator[Row]:
-    peaks_mb = {pid: peak_mb for pid, peak_mb in memory.peak_mb.items() if pid != psutil.Process().pid}
+def _peaks(what: str, engine: str, memory: Watch) -> Iterator[Row]:
+    others = {pid for pid, title in memory.title.items() if SERVER.match(title)} | {psutil.Process().pid}
+    peaks_mb = {pid: peak_mb for pid, peak_mb in memory.peak_mb.items() if pid not in others}
     yield Row(
-        "airflow", f"{what}: most memory of a process", ENGINE, max(peaks_mb.values()), "MB", "Airflow's included"
+        "airflow", f"{what}: most memory of a process", engine, max(peaks_mb.values()), "MB", "Airflow's included"
     )
     tasks_mb = [peak_mb for pid, peak_mb in peaks_mb.items() if TASK.search(memory.title.get(pid, ""))]
-    yield Row("airflow", f"{what}: most memory of the upload task", ENGINE, max(tasks_mb), "MB")
+    yield Row("airflow", f"{what}: most memory of the upload task", engine, max(tasks_mb), "MB")
 
 
 def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float, float], for_s: float) -> Iterator[Row]:

@@ -199,7 +199,7 @@ def test_where_no_process_can_be_started_files_are_read_here(
     def refuse(*_: object) -> None:
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(reading_beside.pipes, "start", refuse)
+    monkeypatch.setattr(reading_beside.side_process, "start", refuse)
     assert ids(there(beside, write(tmp_path / "a.parquet"), COLUMNS)) == list(range(ROWS))
 
 

@@ -18,7 +18,7 @@ from criteo_provider.core.batching import Unnamed, pack_unnamed
 from criteo_provider.core.columns import Column
 from criteo_provider.core.identifiers import Form, Unusable
 from criteo_provider.core.model import PackedForm, Reason, SealedPeople, Shortfall, Span
-from criteo_provider.flow import pipes
+from criteo_provider.flow import side_process
 
 _REASONS: Mapping[Unusable, Reason] = {
     Unusable.MISSING: Reason.MISSING,
@@ -111,8 +111,8 @@ def _message(content: tuple[Any, ...]) -> bytes:
 
 def main() -> None:
     """Pack whatever comes in, until nothing more does."""
-    while (order := pipes.read(sys.stdin.buffer)) is not None:
-        pipes.write(sys.stdout.buffer, parcel_of(packed_order(order)))
+    while (order := side_process.read(sys.stdin.buffer)) is not None:
+        side_process.write(sys.stdout.buffer, parcel_of(packed_order(order)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from functools import partial
 from typing import IO, BinaryIO
 
 from criteo_provider.core.ports import Columns
-from criteo_provider.flow import pipes
+from criteo_provider.flow import side_process
 from criteo_provider.sources.file_formats import Batch, Unreadable, is_of_disk, read_parquet
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class ReadingBeside:
                 return None
             self._places -= 1
         try:
-            return pipes.start(__name__, os.pathsep.join(filter(None, sys.path)))
+            return side_process.start(__name__, os.pathsep.join(filter(None, sys.path)))
         except OSError:
             return None  # its place is not given back: what could not be started is not tried again and again
 
@@ -85,7 +85,7 @@ class ReadingBeside:
             with self._lock:
                 self._idle.append(process)
             return
-        pipes.end(process, kill=True)
+        side_process.end(process, kill=True)
         with self._lock:
             self._places += 1
 
@@ -100,7 +100,7 @@ def _asked(process: subprocess.Popen[bytes], order: bytes) -> Iterator[Batch | b
     if process.stdin is None or process.stdout is None:
         return
     try:
-        pipes.write(process.stdin, order)
+        side_process.write(process.stdin, order)
         while True:
             # Written by our own process beside.
             kind, rows, text = marshal.loads(_next(process.stdout))  # noqa: S302
@@ -115,7 +115,7 @@ def _asked(process: subprocess.Popen[bytes], order: bytes) -> Iterator[Batch | b
 
 
 def _next(pipe: IO[bytes]) -> bytes:
-    message = pipes.read(pipe)
+    message = side_process.read(pipe)
     if message is None:
         raise EOFError
     return message
@@ -123,7 +123,7 @@ def _next(pipe: IO[bytes]) -> bytes:
 
 def _end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
-        pipes.end(process, kill=False)
+        side_process.end(process, kill=False)
 
 
 def _answers(order: bytes) -> Iterator[bytes]:
@@ -159,10 +159,10 @@ def _answer(kind: str, rows: int = 0, text: str = "") -> bytes:
 
 def main() -> None:
     """Read whatever is asked for, until nobody asks any more."""
-    while (order := pipes.read(sys.stdin.buffer)) is not None:
+    while (order := side_process.read(sys.stdin.buffer)) is not None:
         try:
             for answer in _answers(order):
-                pipes.write(sys.stdout.buffer, answer)
+                side_process.write(sys.stdout.buffer, answer)
         except BrokenPipeError:
             return
 

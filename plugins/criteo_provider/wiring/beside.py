@@ -12,7 +12,7 @@ from pathlib import Path
 
 from criteo_provider.core.batching import Unnamed
 from criteo_provider.core.model import CursorHold, SealedPeople
-from criteo_provider.flow import packing, pipes
+from criteo_provider.flow import packing, side_process
 from criteo_provider.flow.hands import OwnHands
 from criteo_provider.flow.packing import Columns, FieldColumn
 
@@ -96,8 +96,8 @@ class Beside:
             return None
         self._idle.clear()
         try:
-            pipes.write(process.stdin, order)
-            parcel = pipes.read(process.stdout)
+            side_process.write(process.stdin, order)
+            parcel = side_process.read(process.stdout)
             if parcel is None:
                 raise EOFError  # noqa: TRY301 - ends like a broken pipe
             return packing.people_of(parcel)
@@ -117,7 +117,7 @@ class Beside:
         if process is None:
             return
         self._places.release()
-        pipes.end(process, kill=kill)
+        side_process.end(process, kill=kill)
 
 
 def _is_glibc() -> bool:
@@ -130,4 +130,4 @@ def _is_glibc() -> bool:
 def _start() -> subprocess.Popen[bytes]:
     # It needs this package and the standard library only.
     package_folder = str(Path(packing.__file__).parents[2])
-    return pipes.start(packing.__name__, package_folder, _KEEP_MEMORY if _is_glibc() else {})
+    return side_process.start(packing.__name__, package_folder, _KEEP_MEMORY if _is_glibc() else {})

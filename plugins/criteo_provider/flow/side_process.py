@@ -1,4 +1,4 @@
-"""Pipes: messages to and from a process beside, which knows our packages and nothing to log in with."""
+"""A process beside: how it is started, spoken to and ended; it knows our packages and nothing to log in with."""
 
 from __future__ import annotations
 
