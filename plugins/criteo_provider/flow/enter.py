@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -208,17 +208,19 @@ class Enter:
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         """Read to the end of the source; of a long way there only the beginning, where the rest can be set aside."""
-        pages = self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen)  # type: ignore[arg-type]
-        if self._aside is not None:
-            hold = self._enter(pages, hold, done, stop, most_rows=FAR_BEHIND_ROWS)
-            if done.rows < FAR_BEHIND_ROWS or stop.is_set():
-                return
-            source, book = self._aside
-            upto = source.split_at(hold.position)  # type: ignore[arg-type]
-            if upto is not None:
-                book.set_aside(hold, upto, now_us=self._now_us())
-                return
-        self._enter(pages, hold, done, stop)
+        position: Json = hold.position  # type: ignore[assignment]
+        # What is open behind the pages is closed with them, however this ends.
+        with closing(self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen)) as pages:  # type: ignore[type-var]
+            if self._aside is not None:
+                hold = self._enter(pages, hold, done, stop, most_rows=FAR_BEHIND_ROWS)
+                if done.rows < FAR_BEHIND_ROWS or stop.is_set():
+                    return
+                source, book = self._aside
+                upto = source.split_at(hold.position)  # type: ignore[arg-type]
+                if upto is not None:
+                    book.set_aside(hold, upto, now_us=self._now_us())
+                    return
+            self._enter(pages, hold, done, stop)
 
     def _enter(
         self,

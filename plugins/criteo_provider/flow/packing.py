@@ -7,7 +7,6 @@ Plain values go through the pipe and nothing that could run (marshal, between tw
 from __future__ import annotations
 
 import marshal
-import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,8 +110,7 @@ def _message(content: tuple[Any, ...]) -> bytes:
 
 def main() -> None:
     """Pack whatever comes in, until nothing more does."""
-    while (order := side_process.read(sys.stdin.buffer)) is not None:
-        side_process.write(sys.stdout.buffer, parcel_of(packed_order(order)))
+    side_process.serve(lambda order: [parcel_of(packed_order(order))])
 
 
 if __name__ == "__main__":

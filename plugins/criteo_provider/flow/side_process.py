@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import IO
+from typing import IO, NoReturn
 
 _LENGTH_BYTES = 8
 _ENDS_WITHIN_S = 5.0
@@ -35,11 +36,11 @@ def read(pipe: IO[bytes]) -> bytes | None:
 def start(module: str, python_path: str, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start one of our modules, which answers on standard output what comes in on standard input until that ends.
 
-    Raises OSError where no process can be started. It imports from ``python_path`` only: no site, no Airflow.
+    Raises OSError where no process can be started. It imports from ``python_path``: no site, no working directory.
     """
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-        [sys.executable, "-S", "-m", module],
+        [sys.executable, "-S", "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environment, **(settings or {}), "PYTHONPATH": python_path},
@@ -50,6 +51,18 @@ def start(module: str, python_path: str, settings: Mapping[str, str] | None = No
     return process
 
 
+def serve(answers: Callable[[bytes], Iterable[bytes]]) -> NoReturn:
+    """Be a process beside: answer each message that comes in until nothing more does, and end."""
+    # A signal to the whole group is for the task, which may need us to end well, and says when it is over.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(BrokenPipeError):
+        while (message := read(sys.stdin.buffer)) is not None:
+            for answer in answers(message):
+                write(sys.stdout.buffer, answer)
+    os._exit(0)  # nobody is there to hear what could not be flushed
+
+
 def end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
     """End a process beside: by closing its pipes, or at once, and in any case within seconds."""
     if kill:
@@ -58,8 +71,8 @@ def end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
         if pipe is not None:
             with suppress(OSError):  # what was not written any more cannot be written
                 pipe.close()
-    try:
-        process.wait(_ENDS_WITHIN_S)
-    except subprocess.TimeoutExpired:
+    for _ in range(2):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDS_WITHIN_S)
+            return
         process.kill()
-        process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,17 +109,18 @@ class Withdraw:
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         position: Json = hold.position  # type: ignore[assignment]
-        for page in self._source.pages(position, max_rows=PAGE_ROWS, seen=self._seen):
-            hold = self._book.withdraw(
-                hold,
-                self._told(page.columns, page.rows, done),
-                position=page.position,
-                units=page.completes,
-                looks=() if page.look is None else (page.look,),
-                now_us=self._now_us(),
-            )
-            if stop.is_set():
-                return
+        with closing(self._source.pages(position, max_rows=PAGE_ROWS, seen=self._seen)) as pages:  # type: ignore[type-var]
+            for page in pages:
+                hold = self._book.withdraw(
+                    hold,
+                    self._told(page.columns, page.rows, done),
+                    position=page.position,
+                    units=page.completes,
+                    looks=() if page.look is None else (page.look,),
+                    now_us=self._now_us(),
+                )
+                if stop.is_set():
+                    return
 
     def _look_again(self, done: Entered, stop: threading.Event) -> None:
         for look_id, look in self._ledger.due_looks(self._plan.feed_id, now_us=self._now_us()):

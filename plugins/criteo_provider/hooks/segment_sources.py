@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from criteo_provider.core.ports import Source
     from criteo_provider.sources.paged_http import HttpAnswer
-    from criteo_provider.sources.reading_beside import ReadingBeside
     from criteo_provider.wiring.surroundings import Sourced
 
 HTTP_TIMEOUT_S = 30
@@ -40,10 +39,12 @@ class SegmentSources:
     """
 
     def __init__(self, include: Path, ask: Ask) -> None:
+        from criteo_provider.sources.reading_beside import ReadingBeside
+
         self._include = include
         self._ask = ask
         self._built: dict[str, Source] = {}
-        self._beside: ReadingBeside | None = None
+        self._beside = ReadingBeside()
 
     def of(self, canvas: Sourced) -> Source:
         """Return the source of ``canvas``; raises Misconfigured naming the canvas, the connection and the mend."""
@@ -95,9 +96,7 @@ class SegmentSources:
 
     def _files(self, canvas: Sourced, files: declared.FilesSource) -> Source:
         from criteo_provider.sources.files import FilesSource
-        from criteo_provider.sources.reading_beside import ReadingBeside
 
-        self._beside = self._beside or ReadingBeside()
         root: Any = self._include / files.path  # an absolute path stays what it is
         if "://" in files.path:
             from airflow.sdk import ObjectStoragePath

@@ -26,7 +26,8 @@ BLOCK_ROWS = 1_000
 DECODED_ROWS = 25_000
 # Rows that become Python values at once: more leave the processor's cache before they are looked at.
 PIECE_ROWS = 10_000
-_CHOSEN = "ARROW_DEFAULT_MEMORY_POOL"
+# Where Arrow looks up which allocator it is to use.
+ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 
 T = TypeVar("T")
 
@@ -139,10 +140,10 @@ def _arrow() -> ModuleType:
     imported it before us, we can only choose for what is asked for in Python (16 MB more).
     """
     if "pyarrow" not in sys.modules and sys.platform == "linux":
-        os.environ.setdefault(_CHOSEN, "jemalloc")
+        os.environ.setdefault(ALLOCATOR, "jemalloc")
     import pyarrow as pa
 
-    if _CHOSEN not in os.environ and "jemalloc" in pa.supported_memory_backends():
+    if ALLOCATOR not in os.environ and "jemalloc" in pa.supported_memory_backends():
         pa.set_memory_pool(pa.jemalloc_memory_pool())
     return pa
 

@@ -111,11 +111,7 @@ class FilesSource:
                 return  # it was still being written: the next look finds its new version
         nothing = Batch(0, lambda: {column: () for column in self._columns})
         for batch, is_last in _with_last(nothing, self._batches(reader, file, progress.get(file.unit, 0), max_rows)):
-            progress[file.unit] = progress.get(file.unit, 0) + batch.rows
-            if is_last:
-                del progress[file.unit]
-            completes = (file.unit,) if is_last else ()
-            yield Page(batch.columns(), batch.rows, dict(progress), completes)
+            yield _page(batch, file.unit, progress, is_last=is_last)
 
     def _batches(
         self, reader: Reader, file: FileRef, skip: int, batch_rows: int, *, with_values: bool = True
@@ -125,6 +121,15 @@ class FilesSource:
                 yield from self._beside.batches(stream, self._columns, skip, batch_rows, with_values=with_values)
             else:
                 yield from reader(stream, self._columns, skip, batch_rows)
+
+
+def _page(batch: Batch, unit: str, progress: dict[str, int], *, is_last: bool) -> Page:
+    """Make a page of some rows of a file, and note in ``progress`` that they were given."""
+    columns = batch.columns()  # what cannot become values is not given, and no later page may say that it was
+    progress[unit] = progress.get(unit, 0) + batch.rows
+    if is_last:
+        del progress[unit]
+    return Page(columns, batch.rows, dict(progress), (unit,) if is_last else ())
 
 
 def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

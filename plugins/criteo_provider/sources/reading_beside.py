@@ -16,18 +16,28 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, BinaryIO
 
 from criteo_provider.core.ports import Columns
 from criteo_provider.flow import side_process
-from criteo_provider.sources.file_formats import Batch, Unreadable, is_of_disk, read_parquet
+from criteo_provider.sources.file_formats import ALLOCATOR, Batch, Unreadable, is_of_disk, read_parquet
 
 log = logging.getLogger(__name__)
 
 # So many files are read beside at once, whatever the number of canvases; others are read here.
-MOST_BESIDE = 2
+MOST_AT_ONCE = 2
 _ROWS, _END, _FAULT, _ELSEWHERE = "rows", "end", "fault", "elsewhere"
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A process that reads; ``has_answered`` tells one that works from one that cannot even begin."""
+
+    process: subprocess.Popen[bytes]
+    has_answered: bool = False
+    is_idle: bool = False
 
 
 class ReadingBeside:
@@ -38,56 +48,62 @@ class ReadingBeside:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._places = MOST_BESIDE
-        self._idle: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.RLock()
+        self._places = MOST_AT_ONCE
+        self._idle: list[_Reader] = []
         weakref.finalize(self, _end_all, self._idle)
 
     def batches(
         self, stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int, *, with_values: bool
     ) -> Iterator[Batch]:
         """Read an opened file as ``read_parquet`` does; without values, only to see that it can be read."""
-        process = self._taken() if is_of_disk(stream) else None
-        given = 0
-        if process is not None:
-            is_idle, is_read = False, False
+        reader, given = self._taken() if is_of_disk(stream) else None, 0
+        if reader is not None:
+            order = _order(stream, columns, skip, batch_rows, with_values)
             try:
-                for answer in _asked(process, _order(stream, columns, skip, batch_rows, with_values)):
-                    if not isinstance(answer, Batch):
-                        is_idle, is_read = True, answer
-                        break
-                    given += answer.rows
-                    yield answer
-            except Unreadable:
-                is_idle = True
-                raise
+                for batch in _asked(reader, order):
+                    if batch is None:
+                        return
+                    given += batch.rows
+                    yield batch
             finally:
-                # Whoever does not read to the end leaves answers in the pipe that nobody has asked for.
-                self._give_back(process, is_idle=is_idle)
-            if is_read:
-                return
+                self._give_back(reader)
         yield from read_parquet(stream, columns, skip + given, batch_rows)
 
-    def _taken(self) -> subprocess.Popen[bytes] | None:
+    def _taken(self) -> _Reader | None:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                reader = self._idle.pop()
+                if reader.process.poll() is None:
+                    return reader
+                self._end(reader)
             if not self._places:
                 return None
             self._places -= 1
         try:
-            return side_process.start(__name__, os.pathsep.join(filter(None, sys.path)))
+            return _Reader(_start())
         except OSError:
             return None  # its place is not given back: what could not be started is not tried again and again
 
-    def _give_back(self, process: subprocess.Popen[bytes], *, is_idle: bool) -> None:
-        if is_idle:
-            with self._lock:
-                self._idle.append(process)
+    def _give_back(self, reader: _Reader) -> None:
+        """Keep a process for the next file; whoever has not read to the end has left answers in the pipe."""
+        if not reader.is_idle:
+            self._end(reader)
             return
-        side_process.end(process, kill=True)
         with self._lock:
-            self._places += 1
+            self._idle.append(reader)
+
+    def _end(self, reader: _Reader) -> None:
+        side_process.end(reader.process, kill=True)
+        with self._lock:
+            self._places += 1 if reader.has_answered else 0
+
+
+def _start() -> subprocess.Popen[bytes]:
+    chosen = {ALLOCATOR: os.environ[ALLOCATOR]} if ALLOCATOR in os.environ else {}
+    python_path = os.pathsep.join(str(path) for path in sys.path if path)
+    # It computes nothing that is worth a thread for each core.
+    return side_process.start(__name__, python_path, {"OPENBLAS_NUM_THREADS": "1", **chosen})
 
 
 def _order(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int, with_values: bool) -> bytes:
@@ -95,8 +111,9 @@ def _order(stream: BinaryIO, columns: Sequence[str], skip: int, batch_rows: int,
     return marshal.dumps((stream.name, known.st_dev, known.st_ino, [*columns], skip, batch_rows, with_values))
 
 
-def _asked(process: subprocess.Popen[bytes], order: bytes) -> Iterator[Batch | bool]:
-    """Yield what was read, and at last whether that was all; nothing where the process has died."""
+def _asked(reader: _Reader, order: bytes) -> Iterator[Batch | None]:
+    """Yield what a process reads, and None behind the last row; it ends sooner where the rest is to be read here."""
+    process, reader.is_idle = reader.process, False
     if process.stdin is None or process.stdout is None:
         return
     try:
@@ -104,14 +121,23 @@ def _asked(process: subprocess.Popen[bytes], order: bytes) -> Iterator[Batch | b
         while True:
             # Written by our own process beside.
             kind, rows, text = marshal.loads(_next(process.stdout))  # noqa: S302
+            reader.has_answered = True
+            if kind == _ROWS:
+                yield Batch(rows, partial(pickle.loads, _next(process.stdout)))  # noqa: S301
+                continue
+            reader.is_idle = True
             if kind == _FAULT:
                 raise Unreadable(text)
-            if kind != _ROWS:
-                yield kind == _END
-                return
-            yield Batch(rows, partial(pickle.loads, _next(process.stdout)))  # noqa: S301
-    except (OSError, EOFError) as error:
-        log.warning("The process that reads files has ended (%s); this file is read here.", type(error).__name__)
+            if kind == _END:
+                yield None
+            return
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        reader.is_idle = False
+        log.warning(
+            "The process that reads files has ended (%s, exit code %s); this file is read here.",
+            type(error).__name__,
+            process.poll(),
+        )
 
 
 def _next(pipe: IO[bytes]) -> bytes:
@@ -121,9 +147,9 @@ def _next(pipe: IO[bytes]) -> bytes:
     return message
 
 
-def _end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        side_process.end(process, kill=False)
+def _end_all(idle: list[_Reader]) -> None:
+    while idle:
+        side_process.end(idle.pop().process, kill=False)
 
 
 def _answers(order: bytes) -> Iterator[bytes]:
@@ -146,11 +172,11 @@ def _answers(order: bytes) -> Iterator[bytes]:
 
 
 def _written(columns: Columns) -> bytes:
-    pipe = io.BytesIO()
-    pickler = pickle.Pickler(pipe, pickle.HIGHEST_PROTOCOL)
+    text = io.BytesIO()
+    pickler = pickle.Pickler(text, pickle.HIGHEST_PROTOCOL)
     pickler.fast = True  # looks for no value among those before, which takes four times as long
     pickler.dump(columns)
-    return pipe.getvalue()
+    return text.getvalue()
 
 
 def _answer(kind: str, rows: int = 0, text: str = "") -> bytes:
@@ -159,12 +185,7 @@ def _answer(kind: str, rows: int = 0, text: str = "") -> bytes:
 
 def main() -> None:
     """Read whatever is asked for, until nobody asks any more."""
-    while (order := side_process.read(sys.stdin.buffer)) is not None:
-        try:
-            for answer in _answers(order):
-                side_process.write(sys.stdout.buffer, answer)
-        except BrokenPipeError:
-            return
+    side_process.serve(_answers)
 
 
 if __name__ == "__main__":
