@@ -43,10 +43,13 @@ class SourceStates:
         position: Json = msgspec.json.decode(text) if text else None
         return position
 
-    def look_presses(self, canvas_id: str, *, grace_s: float) -> bool:
-        """Tell whether a second look is worth starting work for: the last of a stretch, or one ``grace_s`` overdue."""
-        overdue_us = self.now_us - round(grace_s * 1e6)
-        return any(last or due_us <= overdue_us for last, due_us in self._looks.get(canvas_id, ()))
+    def look_presses(self, canvas_id: str, *, grace_s: float, last_grace_s: float) -> bool:
+        """Tell whether a second look is worth starting work for: it is overdue by its grace, shorter for the last one.
+
+        Meanwhile other work may come, and the look is taken with it.
+        """
+        grace_us = {False: round(grace_s * 1e6), True: round(last_grace_s * 1e6)}
+        return any(due_us <= self.now_us - grace_us[last] for last, due_us in self._looks.get(canvas_id, ()))
 
 
 def source_states(engine: Engine, *, now_us: int) -> SourceStates:

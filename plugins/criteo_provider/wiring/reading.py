@@ -26,6 +26,8 @@ from criteo_provider.wiring.surroundings import Sourced
 FEED_EVERY_S = 2.5
 # A backlog that was set aside is begun this soon.
 BACKLOG_EVERY_S = 0.5
+# The last look at a stretch may be later than the promise of ``late_commit`` by this share of it.
+LAST_LOOK_GRACE = 0.25
 LEFT_BEHIND = (
     "people of its former SQL source were set aside to be entered one after the other, and only that source can give "
     "them. Put `source.sql` back until they have entered, or declare a new canvas for the new source"
@@ -139,9 +141,12 @@ def _is_ahead(of: Sourced, source: Callable[[Sourced], Source], ledger: Ledger, 
         return True
     if source(of).is_ahead(states.position(of.id), partial(ledger.completed_units, of.id)):
         return True
-    # Early looks are taken while there is work anyway; only a pressing one starts a run of its own.
+    # Looks are taken while there is work anyway; only a pressing one starts a run of its own, in whose turnover
+    # whoever comes then would have to wait. Opt-outs that were committed late wait for nothing.
     sql = of.entry.source.sql
-    return states.look_presses(of.id, grace_s=sql.late_commit_s if sql else 0.0)
+    grace_s = sql.late_commit_s if sql else 0.0
+    last_grace_s = grace_s * LAST_LOOK_GRACE if isinstance(of, Canvas) else 0.0
+    return states.look_presses(of.id, grace_s=grace_s, last_grace_s=last_grace_s)
 
 
 def _plan_of(canvas: Canvas, steps: Sequence[StepPlan]) -> EntryPlan:
