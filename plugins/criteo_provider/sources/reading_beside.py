@@ -59,9 +59,8 @@ class ReadingBeside:
         """Read an opened file as ``read_parquet`` does; without values, only to see that it can be read."""
         reader, given = self._taken() if is_of_disk(stream) else None, 0
         if reader is not None:
-            order = _order(stream, columns, skip, batch_rows, with_values)
             try:
-                for batch in _asked(reader, order):
+                for batch in _asked(reader, _order(stream, columns, skip, batch_rows, with_values)):
                     if batch is None:
                         return
                     given += batch.rows
