@@ -35,6 +35,9 @@ ENGINE = "sqlite"
 """Where the ledger is for all that is no drain: what waiting costs is Airflow's."""
 # What Airflow calls the process of one task, by the id of its instance (airflow.sdk.execution_time.task_runner).
 TASK = re.compile(r"airflow worker -- [0-9a-f]{8}-[0-9a-f-]{27}\b")
+# What runs beside it, by the module it was started with (criteo_provider.flow.side_process).
+PACKING = re.compile(r"-m criteo_provider\.flow\.packing$")
+READING = re.compile(r"-m criteo_provider\.sources\.reading_beside$")
 # A server's processes share their memory, so that each seems to hold all of it.
 SERVER = re.compile(r"postgres: |\S*/postgres ")
 
@@ -56,7 +59,7 @@ class Sizes:
     streaming_s: float
 
 
-QUICK = Sizes(200_000, 300_000, 20.0, 15.0)
+QUICK = Sizes(3 * MILLION, 3 * MILLION, 20.0, 15.0)
 FULL = Sizes(30 * MILLION, 10 * MILLION, 180.0, 120.0)
 
 
@@ -157,8 +160,15 @@ def _peaks(what: str, engine: str, memory: Watch) -> Iterator[Row]:
     yield Row(
         "airflow", f"{what}: most memory of a process", engine, max(peaks_mb.values()), "MB", "Airflow's included"
     )
-    tasks_mb = [peak_mb for pid, peak_mb in peaks_mb.items() if TASK.search(memory.title.get(pid, ""))]
-    yield Row("airflow", f"{what}: most memory of the upload task", engine, max(tasks_mb), "MB")
+    roles = {
+        "the upload task": TASK,
+        "the process packing beside it": PACKING,
+        "the process reading beside it": READING,
+    }
+    for whose, title in roles.items():
+        held_mb = [peak_mb for pid, peak_mb in peaks_mb.items() if title.search(memory.title.get(pid, ""))]
+        if held_mb or title is not READING:  # which only files of a disk need
+            yield Row("airflow", f"{what}: most memory of {whose}", engine, max(held_mb), "MB")
 
 
 def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float, float], for_s: float) -> Iterator[Row]:

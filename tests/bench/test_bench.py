@@ -10,12 +10,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import __main__ as bench
-from bench import drains, parts, report
+from bench import airflow_run, drains, parts, report
 from bench.measure import Row, Watch
 from bench.stages import STAGES
+from criteo_provider.flow import packing, side_process
+from criteo_provider.sources import reading_beside
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
 
 MACHINE = {
     "date": "2026-01-01", "cpus": 2, "cpu": "CPU", "memory_gb": 4, "system": "Linux", "python": "3", "load_before": 0,
@@ -133,3 +138,13 @@ def test_a_process_is_known_by_what_it_calls_itself() -> None:
         process.stdin.close()
     assert watch.title[process.pid].endswith("airflow worker -- somebody")
     assert watch.peak_mb[process.pid] > 1
+
+
+def test_processes_beside_are_told_apart_by_their_module() -> None:
+    """Both are known by the command line they are started with, so a row for their memory stays theirs."""
+    for module, title in ((packing.__name__, airflow_run.PACKING), (reading_beside.__name__, airflow_run.READING)):
+        process = side_process.start(module, str(PLUGINS))
+        try:
+            assert title.search(" ".join(psutil.Process(process.pid).cmdline()))
+        finally:
+            side_process.end(process, kill=True)
