@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ class SmallPages:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return self._source.is_ahead(position, seen)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         return self._source.pages(position, max_rows=min(max_rows, PAGE_ROWS), seen=seen)
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:

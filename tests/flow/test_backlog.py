@@ -6,7 +6,7 @@ import random
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -251,12 +251,12 @@ def test_two_processes_share_the_work_and_a_slow_one_loses_its_claim(world: Worl
     theirs, ours = one.backlog._split, other.backlog._split
     read, enough = theirs.between, threading.Event()
 
-    def but_one(*words: Any, **named: Any) -> Iterator[Page]:
+    def but_one(*words: Any, **named: Any) -> Generator[Page]:
         for page in ours_read(*words, **named):
             enough.set()
             yield page
 
-    def slowly(*words: Any, **named: Any) -> Iterator[Page]:
+    def slowly(*words: Any, **named: Any) -> Generator[Page]:
         theirs.between = read  # type: ignore[method-assign]
         for number, page in enumerate(read(*words, **named)):
             if number == 2:

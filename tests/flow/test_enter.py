@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Rows:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return int(position or 0) < len(self.rows)  # type: ignore[arg-type]
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         at = int(position or 0)  # type: ignore[arg-type]
         if self.unit is not None and self.unit in seen([self.unit]):
             return
@@ -169,7 +169,7 @@ def test_two_readers_of_one_source_enter_nobody_twice(world: World) -> None:
     slow, quick = Rows(people), Rows(people)
     pages = slow.pages
 
-    def overtaken(position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def overtaken(position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         assert reader(world, quick, owner="quick").tick(GOING_ON) == Entered()
         for page in pages(position, max_rows=max_rows, seen=seen):
             world.pass_time(3600)

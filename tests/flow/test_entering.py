@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class Rows:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return int(str(position or 0)) < len(self.rows)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         self.calls.append(position)
         for number, first in enumerate(range(int(str(position or 0)), len(self.rows), 2)):
             self.at(number)
@@ -116,7 +116,7 @@ def test_a_page_is_let_go_of_before_the_next_one_is_read(world: World) -> None:
     held: list[bool] = []
 
     class Watched(Rows):
-        def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+        def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
             for number in range(4):
                 held.extend(page() is not None for page in pages)
                 yield self.page(number)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.identifiers import EmailHash
-from criteo_provider.core.model import CursorHold
+from criteo_provider.core.ports import CursorHold
 from criteo_provider.flow import packing
 from criteo_provider.flow.packing import FieldColumn
 from criteo_provider.wiring import beside

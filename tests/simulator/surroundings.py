@@ -3,7 +3,7 @@ threads of their own, and each parks before it does anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -99,7 +99,7 @@ class Rows:
     def is_ahead(self, position: Json, _seen: Seen) -> bool:
         return int(position or 0) < len(self.rows)  # type: ignore[arg-type]
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         at = int(position or 0)  # type: ignore[arg-type]
         while at < len(self.rows):
             found = self.rows[at : at + min(max_rows, PAGE_ROWS)]

@@ -167,22 +167,6 @@ class CanvasDeclaration:
 
 
 @dataclass(frozen=True, slots=True)
-class CursorHold:
-    """The right to move the cursor of one canvas: position read, and the version that fences it.
-
-    With ``backlog_id`` it is that of a backlog set aside at ``since_us``, which is read up to and with ``upto``.
-    """
-
-    canvas_id: str
-    owner: str
-    position: object
-    version: int
-    backlog_id: int | None = None
-    upto: object = None
-    since_us: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Shortfall:
     """People of a chunk who lack a usable value of ``field``, and why."""
 

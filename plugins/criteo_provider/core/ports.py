@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -41,13 +41,29 @@ class Page:
     look: Look | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CursorHold:
+    """The right to move the cursor of one canvas: position read, and the version that fences it.
+
+    With ``backlog_id`` it is that of a backlog set aside at ``since_us``, which is read up to and with ``upto``.
+    """
+
+    canvas_id: str
+    owner: str
+    position: Json
+    version: int
+    backlog_id: int | None = None
+    upto: Json = None
+    since_us: int | None = None
+
+
 class Source(Protocol):
     """A stream of rows of one canvas, read forward from a position, and repeatable from any position."""
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell cheaply whether there are rows (or files) behind ``position``."""
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         """Yield pages of at most ``max_rows`` rows behind ``position`` until the source is dry; raise SourceFailed."""
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
@@ -63,7 +79,7 @@ class Splits(Protocol):
     def split_at(self, position: Json) -> Json:
         """Return a position behind ``position`` that only the newest rows lie behind, None when there is none."""
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
         """Yield pages of the rows in (``position``, ``upto``]; the last one, full or empty, ends at ``upto``."""
 
 

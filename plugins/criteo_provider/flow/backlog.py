@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 from criteo_provider.core.errors import LostClaim, SourceFailed
-from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold
-from criteo_provider.core.ports import Source, Splits
+from criteo_provider.core.model import MAX_IDENTIFIERS
+from criteo_provider.core.ports import CursorHold, Source, Splits
 from criteo_provider.flow import enter
 from criteo_provider.flow.enter import Enter, Entered, EntryLedger, EntryPlan, lease_kept
 from criteo_provider.flow.hands import Hands
@@ -69,8 +70,8 @@ class Backlog(Enter):
             hold, now_us=self._now_us(), lease_s=enter.CURSOR_LEASE_S
         )
         try:
-            with lease_kept(renew):
-                pages = self._split.between(hold.position, hold.upto, max_rows=MAX_IDENTIFIERS)  # type: ignore[arg-type]
+            reading = self._split.between(hold.position, hold.upto, max_rows=MAX_IDENTIFIERS)
+            with lease_kept(renew), closing(reading) as pages:
                 self._enter(pages, hold, done, stop)
         except LostClaim:
             log.info("Another process reads the backlog of canvas %s now.", self._plan.canvas_id)

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 from criteo_provider.core import identifiers
 from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
-from criteo_provider.core.model import MAX_IDENTIFIERS, CursorHold, SealedPeople, StepPlan
-from criteo_provider.core.ports import Columns, Json, Look, Page, Source, Splits
+from criteo_provider.core.model import MAX_IDENTIFIERS, SealedPeople, StepPlan
+from criteo_provider.core.ports import Columns, CursorHold, Json, Look, Page, Source, Splits
 from criteo_provider.flow.hands import Hands, OwnHands
 from criteo_provider.flow.packing import FieldColumn, packed
 
@@ -208,15 +208,14 @@ class Enter:
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         """Read to the end of the source; of a long way there only the beginning, where the rest can be set aside."""
-        position: Json = hold.position  # type: ignore[assignment]
         # What is open behind the pages is closed with them, however this ends.
-        with closing(self._source.pages(position, max_rows=MAX_IDENTIFIERS, seen=self._seen)) as pages:  # type: ignore[type-var]
+        with closing(self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen)) as pages:
             if self._aside is not None:
                 hold = self._enter(pages, hold, done, stop, most_rows=FAR_BEHIND_ROWS)
                 if done.rows < FAR_BEHIND_ROWS or stop.is_set():
                     return
                 source, book = self._aside
-                upto = source.split_at(hold.position)  # type: ignore[arg-type]
+                upto = source.split_at(hold.position)
                 if upto is not None:
                     book.set_aside(hold, upto, now_us=self._now_us())
                     return

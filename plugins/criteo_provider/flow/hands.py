@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from criteo_provider.core.model import CursorHold, SealedPeople
+from criteo_provider.core.model import SealedPeople
+from criteo_provider.core.ports import CursorHold
 from criteo_provider.flow.packing import Columns, FieldColumn, packed
 
 

@@ -13,8 +13,7 @@ from criteo_provider.core import identifiers
 from criteo_provider.core.consent import Withdrawal, withdrawals
 from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
-from criteo_provider.core.model import CursorHold
-from criteo_provider.core.ports import Columns, Json, Look, Source
+from criteo_provider.core.ports import Columns, CursorHold, Json, Look, Source
 from criteo_provider.flow.enter import CURSOR_LEASE_S, Entered, Leases, lease_kept
 from criteo_provider.flow.packing import FieldColumn
 
@@ -108,8 +107,7 @@ class Withdraw:
         return self._ledger.hold_cursor(self._plan.feed_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
-        position: Json = hold.position  # type: ignore[assignment]
-        with closing(self._source.pages(position, max_rows=PAGE_ROWS, seen=self._seen)) as pages:  # type: ignore[type-var]
+        with closing(self._source.pages(hold.position, max_rows=PAGE_ROWS, seen=self._seen)) as pages:
             for page in pages:
                 hold = self._book.withdraw(
                     hold,

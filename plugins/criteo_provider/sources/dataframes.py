@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -43,7 +43,7 @@ class DataFrameSource:
         """Tell whether the callable yields a row behind ``position``; asked no further than to the first."""
         return next(self.pages(position, max_rows=1, seen=seen), None) is not None
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         """Yield the rows behind ``position``."""
         after, ties = _reached(position)
         for frame in self._fresh(after, ties):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -51,7 +51,7 @@ class FilesSource:
         """Tell whether there is a settled file that is not finished: one listing of the folder."""
         return bool(self._waiting(seen))
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         """Yield the rows of all waiting files, up to 10,000 a page; small files share one, empty files, too."""
         troubles: list[str] = []
         progress = {unit: int(str(rows)) for unit, rows in position.items()} if isinstance(position, dict) else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -78,7 +78,7 @@ class PagedHttpSource:
             return True
         return onward is not None and onward != at and bool(self._page(onward)[0])
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         """Yield the records behind ``position``, until a page is empty or names no next one."""
         at, entered = self._reached(position)
         while True:

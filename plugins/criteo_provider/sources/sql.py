@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -86,7 +86,7 @@ class SqlSource:
         """Tell whether a row waits behind ``position``: one or two index look-ups."""
         return self._due(self._rows(self._decode(position), None, limit=1)) > 0
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
         if position is None:
             self._refuse_empty_cursors()
@@ -116,7 +116,7 @@ class SqlSource:
             return None
         return encode_row(oldest, self._cursor)
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
         end, more = self._decode(upto), True
         read: Read = self._read_rows

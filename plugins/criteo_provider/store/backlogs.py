@@ -12,8 +12,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from criteo_provider.core.errors import LostClaim
-from criteo_provider.core.model import CursorHold
-from criteo_provider.core.ports import Json
+from criteo_provider.core.ports import CursorHold, Json
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.engine import looking
 from criteo_provider.store.schema import source_cursor

@@ -9,8 +9,7 @@ import msgspec
 from sqlalchemy import BigInteger, Connection, bindparam, delete, insert, select, update
 
 from criteo_provider.core.errors import LostClaim
-from criteo_provider.core.model import CursorHold
-from criteo_provider.core.ports import Json, Look
+from criteo_provider.core.ports import CursorHold, Json, Look
 from criteo_provider.store import backlogs
 from criteo_provider.store.clock import is_over
 from criteo_provider.store.schema import look, source_cursor, source_unit

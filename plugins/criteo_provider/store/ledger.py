@@ -13,13 +13,12 @@ from criteo_provider.core.model import (
     CanvasDeclaration,
     ClaimedPart,
     ClaimedRequest,
-    CursorHold,
     SealedPeople,
     Span,
     StepPlan,
 )
 from criteo_provider.core.outcome import Outcome
-from criteo_provider.core.ports import Json, Look
+from criteo_provider.core.ports import CursorHold, Json, Look
 from criteo_provider.core.spans import slots
 from criteo_provider.store import (
     alarms,

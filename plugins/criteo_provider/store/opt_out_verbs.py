@@ -8,8 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from criteo_provider.core.consent import FeedDeclaration, Withdrawal
-from criteo_provider.core.model import CursorHold
-from criteo_provider.core.ports import Json, Look
+from criteo_provider.core.ports import CursorHold, Json, Look
 from criteo_provider.store import cursors, opt_outs, withdraw
 from criteo_provider.store.engine import reading
 

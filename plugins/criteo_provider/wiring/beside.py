@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from criteo_provider.core.batching import Unnamed
-from criteo_provider.core.model import CursorHold, SealedPeople
+from criteo_provider.core.model import SealedPeople
+from criteo_provider.core.ports import CursorHold
 from criteo_provider.flow import packing, side_process
 from criteo_provider.flow.hands import OwnHands
 from criteo_provider.flow.packing import Columns, FieldColumn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property, partial
 from typing import cast
 
@@ -176,13 +176,13 @@ class LazySource:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return self._built.is_ahead(position, seen)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Iterator[Page]:
+    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
         return self._built.pages(position, max_rows=max_rows, seen=seen)
 
     def split_at(self, position: Json) -> Json:
         return cast("Splits", self._built).split_at(position)
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Iterator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
         return cast("Splits", self._built).between(position, upto, max_rows=max_rows)
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
