@@ -72,14 +72,23 @@ def costing(*helpers: int) -> Iterator[Cost]:
 
 def cpu_of(*pids: int) -> float:
     """Return the CPU seconds of these processes and all their children, ended ones included."""
-    return sum(_used_s([psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]) for pid in pids)
+    processes = [psutil.Process(pid) for pid in pids]
+    return sum(_started_s(process) + process.cpu_times().user + process.cpu_times().system for process in processes)
 
 
 def cpu_of_others() -> float:
     """Return the CPU seconds of all that was started from here, without what measuring costs itself."""
-    ours = psutil.Process()
-    ended = ours.cpu_times()
-    return _used_s(ours.children(recursive=True)) + ended.children_user + ended.children_system
+    return _started_s(psutil.Process())
+
+
+def _started_s(process: psutil.Process) -> float:
+    """All that was started from this process; a process's time is its parent's only once it has ended."""
+    while True:
+        running, ended = process.children(recursive=True), process.cpu_times()
+        used = _used_s(running) + ended.children_user + ended.children_system
+        # Whoever has ended between two readings is in neither of them.
+        if set(running) <= set(process.children(recursive=True)):
+            return used
 
 
 def _used_s(processes: Iterable[psutil.Process]) -> float:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from bench import __main__ as bench
-from bench import airflow_run, drains, parts, report
+from bench import airflow_run, drains, measure, parts, report
 from bench.measure import Row, Watch
 from bench.stages import STAGES
 from criteo_provider.flow import packing, side_process
@@ -148,3 +148,22 @@ def test_processes_beside_are_told_apart_by_their_module() -> None:
             assert title.search(" ".join(psutil.Process(process.pid).cmdline()))
         finally:
             side_process.end(process, kill=True)
+
+
+def test_the_work_of_a_process_that_ends_while_it_is_asked_about_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is its parent's only once it has ended: whoever ends between two readings is in neither of them."""
+    works = "import sys, time; until_s = time.process_time() + 0.5\nwhile time.process_time() < until_s: pass"
+    begun, read = measure.cpu_of_others(), measure._used_s
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{works}\nprint(flush=True); input()"], stdin=-1, stdout=-1
+    ) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+
+        def just_then(running: list[psutil.Process]) -> float:
+            if worker.returncode is None:
+                worker.communicate(b"\n")
+            return read(running)
+
+        monkeypatch.setattr(measure, "_used_s", just_then)
+        assert measure.cpu_of_others() - begun > 0.4
