@@ -56,6 +56,16 @@ def test_halves_are_two_and_nobody_is_lost(some: set[int]) -> None:
     assert_well_formed(back)
 
 
+@given(people, st.integers(0, 200))
+def test_a_cut_has_the_first_so_many_and_then_the_others(some: set[int], wanted: int) -> None:
+    """Nobody is lost or moved; who is not there cannot be cut off."""
+    front, back = spans.cut(spans.from_ordinals(some), wanted)
+    assert members(front) == sorted(some)[:wanted]
+    assert members(back) == sorted(some)[wanted:]
+    assert_well_formed(front)
+    assert_well_formed(back)
+
+
 @given(people, people)
 def test_slots_pick_exactly_the_values_of_the_people_asked_for(present: set[int], asked: set[int]) -> None:
     """Slots are the indexes, in packed values, of everybody asked for who has a value, each once and in order."""

@@ -127,6 +127,12 @@ MUTATIONS = (
         "attempts=part.c.attempts + 1,",
         "attempts=part.c.attempts,",
     ),
+    Mutation(
+        "who went ahead in a fuller request is sent twice",
+        "store/intents.py",
+        "left = subtract(spans_from_text(row.spans), people)",
+        "left = spans_from_text(row.spans)",
+    ),
     # order
     Mutation(
         "the first intent wins",

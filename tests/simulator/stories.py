@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
+from criteo_provider.core.model import MAX_IDENTIFIERS
+from criteo_provider.store import claim
 from tests.simulator.criteo import ANSWERS, WEATHERS, WIRE
 from tests.simulator.databases import Database
 from tests.simulator.hearing import Broken
@@ -27,6 +30,8 @@ WITH_DECISIONS = 4
 # What becomes of lists: one of these is in every sixteenth story, which takes twice as long to tell, too.
 LISTS = ("launches", "deletions")
 WITH_LISTS = 16
+# In every fifth story a request has room for three identifiers, so that chunks are cut.
+WITH_SMALL_REQUESTS = 5
 STEPS = ("add", "remove", "join", "leave")
 
 
@@ -54,8 +59,10 @@ def shortest(story: Story, goes_wrong: Callable[[Story], bool]) -> list[Event]:
 def complaint(database: Database, story: Story, *, seed: int = 0, thorough: bool = True) -> str | None:
     """Tell a story; return what went wrong, None when all was well."""
     telling = Telling(database, seed, thorough=thorough)
+    room = 3 if seed % WITH_SMALL_REQUESTS == 2 else MAX_IDENTIFIERS
     try:
-        telling.tell(story)
+        with patch.multiple(claim, MAX_IDENTIFIERS=room, WORTH_CUTTING=-(-room // 10)):
+            telling.tell(story)
     except Broken as broken:
         return f"after event {telling.told} of {len(story)}: {broken}"
     return None

@@ -149,10 +149,19 @@ def test_only_the_chunks_sealed_last_are_kept_in_memory() -> None:
     blobs = [bytes([number]) * (MOST_BYTES // 4) for number in range(7)]
     for number, blob in enumerate(blobs):
         kept.keep(number, [PackedForm("email_sha256", None, (Span(0, 1),), 1, blob)])
-    assert [kept.take(number, "email_sha256") is not None for number in range(7)] == [False] * 3 + [True] * 4
-    assert kept.take(6, "email_sha256") is None
+    assert [kept.take(number, "email_sha256", 1) is not None for number in range(7)] == [False] * 3 + [True] * 4
+    assert kept.take(6, "email_sha256", 1) is None
     kept.keep(8, [PackedForm("email_sha256", None, (), 1, b"x" * (MOST_BYTES + 1))])
-    assert kept.take(8, "email_sha256") is None
+    assert kept.take(8, "email_sha256", 1) is None
     for number, blob in enumerate(blobs[:4]):
         kept.keep(number, [PackedForm("email_sha256", None, (Span(0, 1),), 1, blob)])
-    assert all(kept.take(number, "email_sha256") for number in range(4))
+    assert all(kept.take(number, "email_sha256", 1) for number in range(4))
+
+
+def test_a_chunk_that_goes_in_two_requests_is_read_back_for_neither() -> None:
+    """Whoever takes some of a chunk's values leaves them for whoever takes the others, as long as there is room."""
+    kept = JustSealed()
+    kept.keep(1, [PackedForm("email_sha256", None, (Span(0, 3),), 3, b"abc")])
+    assert kept.take(1, "email_sha256", 2) is not None
+    assert kept.take(1, "email_sha256", 3) is not None
+    assert kept.take(1, "email_sha256", 3) is None

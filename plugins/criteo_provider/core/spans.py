@@ -62,7 +62,12 @@ def subtract(spans: Sequence[Span], without: Sequence[Span]) -> Spans:
 
 def halves(spans: Sequence[Span]) -> tuple[Spans, Spans]:
     """Split a set of at least two people into two of (almost) equal size, in order."""
-    room = size(spans) // 2
+    return cut(spans, size(spans) // 2)
+
+
+def cut(spans: Sequence[Span], people: int) -> tuple[Spans, Spans]:
+    """Return the first so many people of a set, and the others, in order."""
+    room = people
     front: list[Span] = []
     back: list[Span] = []
     for span in spans:

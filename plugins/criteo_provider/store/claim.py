@@ -31,9 +31,10 @@ from criteo_provider.core.model import (
     PartState,
     Role,
 )
+from criteo_provider.core.spans import cut
 from criteo_provider.store.clock import caught_up, is_over
 from criteo_provider.store.holding import at_work
-from criteo_provider.store.intents import drop_superseded
+from criteo_provider.store.intents import drop_superseded, split
 from criteo_provider.store.opt_outs import lock_claims
 from criteo_provider.store.schema import audience, canvas, part, request, step
 from criteo_provider.store.standings import refold, spans_from_text
@@ -43,6 +44,8 @@ from criteo_provider.store.withdraw import close_opted_out
 
 # A merged request of many small chunks must still settle in one short transaction.
 MAX_PARTS = 2_000
+# A chunk whose people go in two requests is settled twice, which costs more than a request that is almost full.
+WORTH_CUTTING = MAX_IDENTIFIERS // 10
 # Every fourth request of an audience starts with its newest chunk, so fresh people do not queue behind a backfill.
 FRESH_TURN = 4
 # Retries due within the first few attempts stay with the high-frequency DAG; the rest belongs to the retry DAG.
@@ -264,17 +267,24 @@ def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *
         "gum_caller_id": lane.gum_caller_id,
         "now_us": now_us,
     }
-    return _fill(connection.execute(_parts_query(terms.role, newest_first=newest_first), wanted).all())
-
-
-def _fill(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    rows = connection.execute(_parts_query(terms.role, newest_first=newest_first), wanted).all()
     if rows and rows[0].narrow_level:
         return [row for row in rows if row.narrow_group == rows[0].narrow_group]
-    taken, room = [], MAX_IDENTIFIERS
+    return _fill(connection, [row for row in rows if not row.narrow_level])
+
+
+def _fill(connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Take what fits into a request, and then the beginning of what does not, if much room is left."""
+    taken, too_large, room = [], [], MAX_IDENTIFIERS
     for row in rows:
-        if row.narrow_level == 0 and row.identifiers <= room:
+        if row.identifiers <= room:
             taken.append(row)
             room -= row.identifiers
+        else:
+            too_large.append(row)
+    if too_large and room >= WORTH_CUTTING:
+        people, _ = cut(spans_from_text(too_large[0].spans), room)
+        taken.append(split(connection, too_large[0], people, {}))
     return taken
 
 

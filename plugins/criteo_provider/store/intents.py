@@ -126,13 +126,14 @@ _BEFORE = (
 )
 
 
-def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> None:
-    """Take ``people`` out of the part ``row`` into a part of their own with ``values``."""
+def split(connection: Connection, row: Row[Any], people: Sequence[Span], values: dict[str, Any]) -> Row[Any]:
+    """Take ``people`` out of the part ``row`` into a part of their own with ``values``, and return that."""
     fresh = {**row._mapping, "spans": spans_to_text(people), "identifiers": size(people), **values}
     fresh.pop("id")
-    connection.execute(_NEW_PART, fresh)
+    new = connection.execute(_NEW_PART, fresh).one()
     left = subtract(spans_from_text(row.spans), people)
     connection.execute(CHANGE_PART, {"part": row.id, "spans": spans_to_text(left), "identifiers": size(left)})
+    return new
 
 
 def _close(connection: Connection, row: Row[Any], people: Sequence[Span]) -> None:
@@ -145,7 +146,7 @@ def _close(connection: Connection, row: Row[Any], people: Sequence[Span]) -> Non
 
 # Changes one part, in whatever it is given beside the id.
 CHANGE_PART = update(part).where(part.c.id == bindparam("part"))
-_NEW_PART = insert(part)
+_NEW_PART = insert(part).returning(part)
 
 
 def _later_opposites(connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Any]:

@@ -13,7 +13,7 @@ MOST_BYTES = 3_250_000
 
 
 class JustSealed:
-    """Identifiers of the chunks sealed last, each given out once; what is not here is in the ledger.
+    """Identifiers of the chunks sealed last, until they are given out; what is not here is in the ledger.
 
     Stored identifiers never change, so these cannot be out of date, unless another server has taken over that did not
     get all of them: whoever connects anew forgets. Thread-safe.
@@ -34,10 +34,16 @@ class JustSealed:
             while self._bytes > MOST_BYTES:
                 self._drop(next(iter(self._kept)))
 
-    def take(self, chunk_id: int, form: str) -> PackedForm | None:
-        """Give out, and let go of, the values of one form of a chunk; None if they are not kept (any more)."""
+    def take(self, chunk_id: int, form: str, identifiers: int) -> PackedForm | None:
+        """Give out the values of one form of a chunk, None if they are not kept (any more).
+
+        They are let go of, unless fewer of them go into this request than there are: others may be wanted soon.
+        """
         with self._lock:
-            return self._drop((chunk_id, form))
+            packed = self._kept.get((chunk_id, form))
+            if packed is not None and identifiers >= packed.count:
+                self._drop((chunk_id, form))
+            return packed
 
     def forget(self) -> None:
         """Let go of all of them."""

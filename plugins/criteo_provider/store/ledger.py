@@ -193,7 +193,7 @@ class Ledger:
 
     def _kept(self, wanted: ClaimedPart) -> tuple[Sequence[Span], bytes]:
         if wanted.earlier_id is None:
-            sealed = self._just_sealed.take(wanted.chunk_id, wanted.form)
+            sealed = self._just_sealed.take(wanted.chunk_id, wanted.form, wanted.identifiers)
             if sealed is not None:
                 return sealed.present, sealed.blob
         with looking(self.engine) as connection:
