@@ -41,12 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "plugins"), str(PROJECT)])
     try:
         for part, engine, rows in _measurements(place, chosen, args.engines, quick=args.quick):
+            told: list[Row] = []
             try:
-                told = [_told(row) for row in rows]
+                for row in rows:
+                    told.append(_told(row))
             except Exception:
-                # The other parts are worth having all the same, and this one can be repeated.
+                # What it measured before is worth having, and so are the other parts; this one can be repeated.
                 traceback.print_exc()
                 failed.append(part)
+            if not told:
                 continue
             kept = kept.with_part(here, (part, engine), told)
             args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from sqlalchemy.engine import make_url
 
-from bench.drains import CRITEOS_LIMIT
+from bench.drains import CRITEOS_LIMIT, WITH_IDENTIFIER
 from bench.measure import MILLION, Row, Watch, cpu_of_others, waking_costs
 from bench.parts import Engine
 from bench.shop import as_parquet, fill, write_canvas
@@ -38,8 +38,10 @@ TASK = re.compile(r"airflow worker -- [0-9a-f]{8}-[0-9a-f-]{27}\b")
 # What runs beside it, by the module it was started with (criteo_provider.flow.side_process).
 PACKING = re.compile(r"-m criteo_provider\.flow\.packing$")
 READING = re.compile(r"-m criteo_provider\.sources\.reading_beside$")
-# A server's processes share their memory, so that each seems to hold all of it.
-SERVER = re.compile(r"postgres: |\S*/postgres ")
+# A server's processes share their memory, so that each seems to hold all of it; the sandbox is Criteo, not ours.
+APART = re.compile(r"postgres: |\S*/postgres |.* -m criteo_provider\.sandbox ")
+# The index of people takes most of a core while it is built, an idle Airflow never so much.
+STRETCH_S, CALM_CORES, MOST_STRETCHES = 5.0, 0.3, 20
 
 
 class BenchAirflow(LocalAirflow):
@@ -91,7 +93,7 @@ def in_airflow(place: Path, engine: Engine, *, quick: bool) -> Iterator[Row]:
         yield from _drains(place, sandbox, ENGINE, sizes.backlog)
         fill(place / "backlog.db", sizes.backfill, first=sizes.backlog + 1)
         what = "while a backfill of another canvas drains"
-        yield from _freshness(what, sandbox, shop, every_s=(0.5, 0.5), for_s=sizes.streaming_s)
+        yield from _freshness(what, sandbox, shop, every_s=(0.5, 0.5), for_s=sizes.streaming_s, beside="backlog 1")
         for number in range(50):
             write_canvas(include, f"quiet_{number:02d}", connection="fresh_shop")
         time.sleep(150.0)  # all of them are launched, read once, and looked at once more a minute later
@@ -136,43 +138,73 @@ def _unpause(airflow: BenchAirflow, sandbox: Sandbox) -> None:
 
 def _throughput(what: str, sandbox: Sandbox, audience: str, engine: str, people: int) -> Iterator[Row]:
     wanted = people - people // 50  # one in 50 has no address
-    _wait_for(sandbox, audience, 1)
-    before_s, began_s = cpu_of_others(), time.monotonic()
+    # Watched from the beginning: only of a process that begins later its peak is known.
     with Watch(psutil.Process().pid) as memory:
+        _wait_for(sandbox, audience, 1)
+        before_s, began_s = cpu_of_others(), time.monotonic()
         arrivals = _wait_for(sandbox, audience, wanted)
-    both = 100 * (cpu_of_others() - before_s) / (2 * (time.monotonic() - began_s))
+    after_s = cpu_of_others()
+    both = 100 * (after_s - before_s) / (2 * (time.monotonic() - began_s))
+    afterwards_s = _until_calm(after_s)
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
     # A call for a token, or of another canvas, takes its slot as well.
     first_s, last_s = arrivals[0]["arrived_s"], arrivals[-1]["arrived_s"]
     calls = sum(first_s <= call["arrived_s"] <= last_s for call in sandbox.requests())
     per_min = 60 * (calls - 1) / max(1e-9, last_s - first_s)
+    sent = sum(call["valid"] for call in arrivals)
     yield Row("airflow", f"{what}: users a second", engine, people / wall_s, "users/s")
+    yield Row("airflow", f"{what}: {WITH_IDENTIFIER}", engine, sent / wall_s, "users/s")
     yield Row("airflow", f"{what}: of Criteo's limit", engine, 100 * per_min / CRITEOS_LIMIT, "%")
     yield Row("airflow", f"{what}: most requests in any 60 s", engine, sandbox.rate(60.0)["largest"], "requests")
     note = "Airflow, ledger and its server, source and sandbox"
     yield Row("airflow", f"{what}: of two cores", engine, both, "%", note)
+    if afterwards_s is not None:
+        indexed, per_million = f"{what}: CPU afterwards, for the index of people", afterwards_s / (people / MILLION)
+        yield Row("airflow", indexed, engine, per_million, "CPU s per million", "without what an idle Airflow uses")
     yield from _peaks(what, engine, memory)
 
 
+def _until_calm(used_s: float) -> float | None:
+    """Wait until the index of people is built; return its CPU seconds, None when there is no end of work.
+
+    ``used_s`` is ``cpu_of_others`` at the last answer. What is used once it is calm is Airflow's own.
+    """
+    stretches_s = list[float]()
+    while len(stretches_s) < MOST_STRETCHES:
+        time.sleep(STRETCH_S)
+        before_s, used_s = used_s, cpu_of_others()
+        stretches_s.append(used_s - before_s)
+        calm_s = stretches_s[-2:]
+        if len(calm_s) == 2 and max(calm_s) < CALM_CORES * STRETCH_S:
+            # The calmer one, for the end of the work may lie in the other.
+            return sum(stretches_s) - len(stretches_s) * min(calm_s)
+    return None
+
+
 def _peaks(what: str, engine: str, memory: Watch) -> Iterator[Row]:
-    others = {pid for pid, title in memory.title.items() if SERVER.match(title)} | {psutil.Process().pid}
+    others = {pid for pid, title in memory.title.items() if APART.match(title)} | {psutil.Process().pid}
     peaks_mb = {pid: peak_mb for pid, peak_mb in memory.peak_mb.items() if pid not in others}
-    yield Row(
-        "airflow", f"{what}: most memory of a process", engine, max(peaks_mb.values()), "MB", "Airflow's included"
-    )
     roles = {
+        "a process": re.compile(""),
         "the upload task": TASK,
         "the process packing beside it": PACKING,
-        "the process reading beside it": READING,
+        "the process reading beside it": READING,  # which only files of a disk need
     }
     for whose, title in roles.items():
         held_mb = [peak_mb for pid, peak_mb in peaks_mb.items() if title.search(memory.title.get(pid, ""))]
-        if held_mb or title is not READING:  # which only files of a disk need
-            yield Row("airflow", f"{what}: most memory of {whose}", engine, max(held_mb), "MB")
+        if held_mb:
+            note = "Airflow's included" if whose == "a process" else ""
+            yield Row("airflow", f"{what}: most memory of {whose}", engine, max(held_mb), "MB", note)
 
 
-def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float, float], for_s: float) -> Iterator[Row]:
-    """Commit rows one by one, and see when the request with each of them is at the sandbox."""
+def _freshness(
+    what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float, float], for_s: float, beside: str = ""
+) -> Iterator[Row]:
+    """Commit rows one by one, and see when the request with each of them is at the sandbox.
+
+    Of those ``beside`` another audience only what was committed while that one was sent to counts.
+    """
+    began_s = time.time()
     sent_before = sum(call["valid"] for call in _calls(sandbox, "fresh 1")[0])
     committed = _commit_rows(shop, every_s, for_s)
     calls = _wait_for(sandbox, "fresh 1", sent_before + len(committed))
@@ -182,10 +214,25 @@ def _freshness(what: str, sandbox: Sandbox, shop: Path, *, every_s: tuple[float,
         taken += call["valid"]
         while len(waits) < min(taken - sent_before, len(committed)):
             waits.append(call["arrived_epoch_s"] - committed[len(waits)])
+    if beside:
+        others_s = [call["arrived_epoch_s"] for call in _calls(sandbox, beside)[0]]
+        waits = _while_sending(committed, waits, [at_s for at_s in others_s if at_s >= began_s])
+    yield from _quantiles(what, waits)
+
+
+def _while_sending(committed: Sequence[float], waits: Sequence[float], others_s: Sequence[float]) -> list[float]:
+    """Return the waits of the rows committed between the first and the last request of others."""
+    if not others_s:
+        return []
+    return [wait for at_s, wait in zip(committed, waits, strict=True) if min(others_s) <= at_s <= max(others_s)]
+
+
+def _quantiles(what: str, waits: Sequence[float]) -> Iterator[Row]:
     ordered = sorted(waits)
-    for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
+    for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)) if ordered else ():
         figure = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-        yield Row("airflow", f"row committed to request, {what}: {name}", ENGINE, figure, "s")
+        note = f"{len(ordered)} row{'s' * (len(ordered) > 1)}"
+        yield Row("airflow", f"row committed to request, {what}: {name}", ENGINE, figure, "s", note)
 
 
 def _commit_rows(shop: Path, every_s: tuple[float, float], for_s: float) -> list[float]:

@@ -26,6 +26,7 @@ CRITEOS_LIMIT = 250
 # How often each process is stopped, about, and for how long: a machine that swaps, or is moved to another host.
 STALLS_EVERY_S = 15.0
 STALL_S = (0.2, 1.0)
+WITH_IDENTIFIER = "users a second with an identifier to send"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,13 @@ class Drained:
 
     @property
     def users_per_s(self) -> float:
-        """Users a second, from the launch of the canvas to the last answer, without the flush interval at the end."""
+        """Users processed a second, from the launch of the canvas to the last answer, without the flush interval."""
         return self.people / self.wall_s
+
+    @property
+    def sent_per_s(self) -> float:
+        """The same, of those alone who have an identifier to send."""
+        return self.sent / self.wall_s
 
     @property
     def requests_per_min(self) -> float:

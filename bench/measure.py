@@ -18,13 +18,17 @@ import psutil
 
 T = TypeVar("T")
 MILLION = 1_000_000
+MB = 1e6
 # How often it is looked which processes belong to a family.
 RELATIVES_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured figure; ``per_yardstick`` is how many times better it is than the yardstick of its part."""
+    """One measured figure; ``per_yardstick`` is how many times better it is than the yardstick of its part.
+
+    ``part`` is where the report shows it, ``measured_by`` which part of a run has measured it (old reports: unknown).
+    """
 
     part: str
     what: str
@@ -33,6 +37,7 @@ class Row:
     unit: str
     note: str = ""
     per_yardstick: float | None = None
+    measured_by: str = ""
 
 
 @dataclass(slots=True)
@@ -102,7 +107,10 @@ def _used_s(processes: Iterable[psutil.Process]) -> float:
 
 
 class Watch:
-    """Looks five times a second how much memory each process of a family holds, and how much CPU all have used."""
+    """Looks five times a second how much memory each process of a family holds, and how much CPU all have used.
+
+    What began while it looked is asked for its peak, which may lie between two looks.
+    """
 
     def __init__(self, pid: int) -> None:
         self.peak_mb: dict[int, float] = {}
@@ -136,6 +144,7 @@ class Watch:
 
     def _look(self) -> None:
         family: list[psutil.Process] = []
+        there = frozenset[psutil.Process]()
         listed_s = -math.inf
         while not self._over.wait(0.2):
             with _gone():
@@ -143,12 +152,18 @@ class Watch:
                 if time.monotonic() - listed_s >= RELATIVES_EVERY_S:
                     listed_s = time.monotonic()
                     family = [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]
+                    there = there or frozenset(family)
                     self._read_titles(family)
                 for process in family:
                     with _gone():
-                        held_mb = process.memory_info().rss / 1024**2
+                        held_mb = process.memory_info().rss / MB
+                        if process not in there:
+                            # The peak of a server that was there already is that of its start.
+                            held_mb = max(held_mb, _high_water_mb(process.pid))
                         self.peak_mb[process.pid] = max(held_mb, self.peak_mb.get(process.pid, 0.0))
-                self._used.append((time.monotonic(), _used_s(family)))
+                # Whoever ends after its parent was asked is in this sum nowhere, and in the next one again.
+                known_s = self._used[-1][1] if self._used else 0.0
+                self._used.append((time.monotonic(), max(known_s, _used_s(family))))
 
     def _read_titles(self, family: Iterable[psutil.Process]) -> None:
         for process in family:
@@ -183,7 +198,7 @@ def machine() -> dict[str, object]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpus": os.cpu_count(),
         "cpu": model,
-        "memory_gb": round(psutil.virtual_memory().total / 1024**3, 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
         "load_before": round(os.getloadavg()[0], 2),
@@ -198,5 +213,14 @@ def _gone() -> Iterator[None]:
         return
 
 
+def _high_water_mb(pid: int) -> float:
+    """The most memory a process has held since it was started or forked; 0 where the kernel does not tell."""
+    told_kib = (int(line.split()[1]) for line in _lines(f"/proc/{pid}/status") if line.startswith("VmHWM:"))
+    return next(told_kib, 0) * 1024 / MB
+
+
 def _lines(path: str) -> list[str]:
-    return Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else []
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:  # not on this system, or the process has ended
+        return []

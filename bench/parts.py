@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import naive
-from bench.drains import CRITEOS_LIMIT, Drained, drain, sandbox_pid
+from bench.drains import CRITEOS_LIMIT, WITH_IDENTIFIER, Drained, drain, sandbox_pid
 from bench.growth import growth, seconds_to_count_statuses
 from bench.measure import MILLION, Row
 from bench.shop import as_parquet, fill, write_canvas
@@ -41,7 +41,7 @@ class Sizes:
 
 QUICK = Sizes(100_000, 250_000, 10_000, 0, 0, 0, (MILLION, 10 * MILLION))
 # Whoever is paced has to need more than a minute: before, no rolling minute could hold too many requests.
-FULL = Sizes(1_000_000, 10_000_000, 200_000, 30_000_000, 15_000_000, 8_000_000, (MILLION, 10 * MILLION, 100 * MILLION))
+FULL = Sizes(MILLION, 10_000_000, MILLION, 30_000_000, 15_000_000, 8_000_000, (MILLION, 10 * MILLION, 100 * MILLION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,7 @@ def _shop_of(place: Path, people: int) -> Path:
 def _end_to_end(what: str, engine: Engine, done: Drained) -> Iterator[Row]:
     millions = done.people / MILLION
     yield Row("end to end", f"{what}: users a second", engine.name, done.users_per_s, "users/s")
+    yield Row("end to end", f"{what}: {WITH_IDENTIFIER}", engine.name, done.sent_per_s, "users/s")
     yield Row("end to end", f"{what}: CPU of all processes", engine.name, done.cpu_s / millions, "CPU s per million")
     indexed = f"{what}: CPU afterwards, for the index of people"
     yield Row("end to end", indexed, engine.name, done.tidy_cpu_s / millions, "CPU s per million")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,23 @@ class Report:
     rows: tuple[Row, ...] = ()
 
     def with_part(self, machine: dict[str, Any], measured: tuple[str, str], rows: Sequence[Row]) -> Report:
-        """Return this report with a part measured by the run on ``machine``, in place of what it said before."""
-        fresh = {(row.part, row.what, row.engine): row for row in rows}
-        kept = [fresh.pop((row.part, row.what, row.engine), row) for row in self.rows]
+        """Return this report with a part measured by the run on ``machine``, in place of all it said before."""
+        part, engine = measured
+        fresh = [replace(row, measured_by=part) for row in rows]
+        names = {(row.part, row.what, row.engine) for row in fresh}
+
+        def stays(row: Row) -> bool:
+            # What an old report does not say who measured, is known by its place in the report or by its name.
+            of_part = row.engine == engine and part in (row.measured_by, row.part)
+            return not of_part and (row.part, row.what, row.engine) not in names
+
+        before = list(takewhile(stays, self.rows))
+        after = [row for row in self.rows[len(before) :] if stays(row)]
         runs = [Run(run.machine, tuple(one for one in run.measured if one != measured)) for run in self.runs]
         if not runs or runs[-1].machine != machine:
             runs.append(Run(machine))
         runs[-1] = Run(machine, (*runs[-1].measured, measured))
-        return Report(self.quick, tuple(run for run in runs if run.measured), (*kept, *fresh.values()))
+        return Report(self.quick, tuple(run for run in runs if run.measured), (*before, *fresh, *after))
 
 
 def as_json(report: Report) -> str:

@@ -24,7 +24,8 @@ TABLE = """
 CREATE TABLE people (serial INTEGER PRIMARY KEY, customer TEXT, email TEXT, ads INTEGER, added_at TEXT)
 """
 INDEX = "CREATE INDEX people_added ON people (added_at, serial)"
-# One in 50 has no address, one in 20 writes it in capitals; all said yes to ads, for every figure counts users sent.
+# One in 50 has no address, so there is nothing of theirs to send; one in 20 writes it in capitals. All said yes to ads:
+# whoever did not would cost less than the rest.
 FILL = """
 INSERT INTO people
 WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n < :last)

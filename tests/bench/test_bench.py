@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import psutil
@@ -77,32 +78,111 @@ def test_a_part_measured_again_takes_the_place_of_its_figures() -> None:
     first = report.Report(False)
     first = first.with_part(MACHINE, ("stages", "sqlite"), [Row("stages", "seal", "sqlite", 1.0, "s")])
     first = first.with_part(MACHINE, ("paced", "sqlite"), [Row("end to end", "used", "sqlite", 50.0, "%")])
+    first = first.with_part(MACHINE, ("growth", "sqlite"), [Row("growth", "numbers", "sqlite", 2.0, "ms")])
     both = report.from_json(report.as_json(first)).with_part(
         later, ("paced", "sqlite"), [Row("end to end", "used", "sqlite", 99.0, "%")]
     )
-    assert [(row.what, row.value) for row in both.rows] == [("seal", 1.0), ("used", 99.0)]
-    assert [run.measured for run in both.runs] == [(("stages", "sqlite"),), (("paced", "sqlite"),)]
+    assert [(row.what, row.value) for row in both.rows] == [("seal", 1.0), ("used", 99.0), ("numbers", 2.0)]
+    assert [run.measured for run in both.runs] == [(("stages", "sqlite"), ("growth", "sqlite")), (("paced", "sqlite"),)]
     text = report.as_text(both)
     assert "Measured 2026-01-01" in text
     assert "load before: 0 (paced)." in text
 
 
+def test_a_figure_that_is_not_measured_any_more_leaves_the_report() -> None:
+    """Renamed or left out, it goes with the part and engine that measured it, and with nothing else."""
+    told = report.Report(False)
+    for part, engine in (("paced", "sqlite"), ("paced", "postgresql"), ("several", "sqlite")):
+        told = told.with_part(MACHINE, (part, engine), [Row("end to end", f"{part}: old", engine, 1.0, "%")])
+    told = told.with_part(MACHINE, ("paced", "sqlite"), [Row("end to end", "paced: new", "sqlite", 2.0, "%")])
+    assert [(row.what, row.engine) for row in told.rows] == [
+        ("paced: new", "sqlite"), ("paced: old", "postgresql"), ("several: old", "sqlite"),
+    ]  # fmt: skip
+
+
+def test_a_report_from_before_can_be_added_to() -> None:
+    """Its figures do not say which part of a run has measured them: the same name and place are replaced."""
+    names = ("growth", "gone"), ("end to end", "used"), ("end to end", "other")
+    rows = [{"part": part, "what": what, "engine": "sqlite", "value": 1.0, "unit": "s"} for part, what in names]
+    old = report.from_json(json.dumps({"quick": False, "runs": [], "rows": rows}))
+    old = old.with_part(MACHINE, ("paced", "sqlite"), [Row("end to end", "used", "sqlite", 2.0, "s")])
+    old = old.with_part(MACHINE, ("growth", "sqlite"), [Row("growth", "new", "sqlite", 2.0, "s")])
+    assert [(row.what, row.value) for row in old.rows] == [("new", 2.0), ("used", 2.0), ("other", 1.0)]
+
+
+def test_the_report_that_is_kept_can_be_read() -> None:
+    """docs/benchmarks.json is what a single part measured again is merged into."""
+    assert report.from_json(bench.JSON.read_text()).rows
+
+
 def test_a_part_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was measured is kept, the exit code and the last line say what to repeat."""
+    """What was measured is kept, also of the part itself; the exit code and the last line say what to repeat."""
 
     def measured(part: str, *_: object) -> Iterator[Row]:
         yield Row(part, "one", "sqlite", 1.0, "s")
         if part == "stages":
             raise RuntimeError("no room left")
+        yield Row(part, "two", "sqlite", 1.0, "s")
 
     monkeypatch.setattr(parts, "measure", measured)
     kept = tmp_path / "bench.json"
     chosen = ["--quick", "--engines", "sqlite", "--json", str(kept), "--place", str(tmp_path)]
     assert bench.main([*chosen, "--parts", "stages", "growth"]) == 1
-    assert [row.part for row in report.from_json(kept.read_text()).rows] == ["growth"]
+    told = [(row.part, row.what) for row in report.from_json(kept.read_text()).rows]
+    assert told == [("stages", "one"), ("growth", "one"), ("growth", "two")]
     assert "--parts stages'" in capsys.readouterr().err
+
+
+def test_whoever_has_nothing_to_send_is_told_apart() -> None:
+    """Users a second counts everybody who was processed; who has an identifier to send has a row of its own."""
+    done = drains.Drained(100, 98, 2.0, (0.0, 1.0), (), 0.0, 0.0, 0.0, 0.0, 0)
+    rows = {row.what: row.value for row in parts._end_to_end("paced", parts.Engine("sqlite", Path()), done)}
+    assert rows["paced: users a second"] == 50
+    assert rows["paced: users a second with an identifier to send"] == 49
+
+
+def test_fresh_rows_count_only_while_the_backfill_is_sent() -> None:
+    """Who came before its first or after its last request had nobody before them."""
+    committed, waits, others_s = [1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4], [3.5, 2.0, 3.0]
+    assert airflow_run._while_sending(committed, waits, others_s) == [0.2, 0.3]
+    assert airflow_run._while_sending(committed, waits, []) == []
+
+
+def test_a_figure_of_freshness_says_of_how_many_rows() -> None:
+    """And where there was none, there is no figure."""
+    told = [(row.value, row.note) for row in airflow_run._quantiles("idle", [3.0, 1.0, 2.0])]
+    assert told == [(2.0, "3 rows"), (3.0, "3 rows"), (3.0, "3 rows")]
+    assert list(airflow_run._quantiles("idle", [])) == []
+
+
+@pytest.mark.parametrize(
+    ("stretches_s", "indexing_s"),
+    [([0.2, 4.2, 4.2, 1.0, 0.2], 8.8), ([0.3, 0.1], 0.2), ([4.0] * 100, None)],
+    ids=["built", "nothing to build", "never calm"],
+)
+def test_the_index_of_people_costs_what_is_used_until_it_is_calm(
+    monkeypatch: pytest.MonkeyPatch, stretches_s: list[float], indexing_s: float | None
+) -> None:
+    """Less what Airflow uses then; of what has no end, nothing is said."""
+    used_s = accumulate(stretches_s, initial=7.0)
+    monkeypatch.setattr(time, "sleep", lambda _for_s: None)
+    monkeypatch.setattr(airflow_run, "cpu_of_others", lambda: next(used_s))
+    assert airflow_run._until_calm(next(used_s)) == (None if indexing_s is None else pytest.approx(indexing_s))
+
+
+def test_memory_of_a_process_nobody_saw_has_no_row() -> None:
+    """The part goes on without it; database server, sandbox and the benchmark itself are not counted."""
+    watch = Watch(os.getpid())
+    watch.title = {
+        1: "airflow worker -- 01234567-89ab-cdef-0123-456789abcdef", 2: "airflow scheduler",
+        3: "postgres: writer", 4: "python -m criteo_provider.sandbox --port 0",
+    }  # fmt: skip
+    watch.peak_mb = {1: 100.0, 2: 200.0, 3: 300.0, 4: 400.0, os.getpid(): 500.0}
+    told = [(row.what, row.value) for row in airflow_run._peaks("paced", "sqlite", watch)]
+    assert told == [("paced: most memory of a process", 200.0), ("paced: most memory of the upload task", 100.0)]
+    assert list(airflow_run._peaks("paced", "sqlite", Watch(os.getpid()))) == []
 
 
 def test_the_last_requests_do_not_count_as_slots_left_unused() -> None:
@@ -131,21 +211,60 @@ def test_a_process_is_known_by_what_it_calls_itself() -> None:
     """Memory of the upload task is told apart from Airflow's own by the title of its process."""
     waits = [sys.executable, "-c", "import sys; sys.stdin.read()", "airflow worker -- somebody"]
     with Watch(os.getpid()) as watch, subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
-        until_s = time.monotonic() + 30
-        while "airflow worker -- somebody" not in watch.title.get(process.pid, "") and time.monotonic() < until_s:
-            time.sleep(0.05)
+        _until(lambda: "airflow worker -- somebody" in watch.title.get(process.pid, ""))
         assert process.stdin is not None
         process.stdin.close()
     assert watch.title[process.pid].endswith("airflow worker -- somebody")
     assert watch.peak_mb[process.pid] > 1
 
 
+def test_a_peak_between_two_looks_is_seen() -> None:
+    """Of a process that began while it was looked, the kernel knows the most it has held, in MB of a million bytes."""
+    program = "held = bytearray(b'x') * 200_000_000; del held; print(flush=True); input()"
+    with Watch(os.getpid()) as watch:
+        _until(lambda: os.getpid() in watch.peak_mb)
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert psutil.Process(process.pid).memory_info().rss < 150e6
+            _until(lambda: watch.peak_mb.get(process.pid, 0.0) > 150)
+            process.communicate(b"\n")
+    assert 200 < watch.peak_mb[process.pid] < 225
+
+
+def test_a_process_that_was_there_has_the_memory_it_holds() -> None:
+    """What a server held while it started is not what it held while it was looked."""
+    program = "held = bytearray(b'x') * 200_000_000; del held; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with Watch(process.pid) as watch:
+            _until(lambda: process.pid in watch.peak_mb)
+        assert watch.peak_mb[process.pid] == pytest.approx(
+            psutil.Process(process.pid).memory_info().rss / 1e6, rel=0.02
+        )
+        process.communicate(b"\n")
+
+
+def test_cpu_that_was_used_stays_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends after its parent was asked is missing in one look, and must not count twice in the next."""
+    looks = iter([5.0, 3.0])
+    monkeypatch.setattr(measure, "_used_s", lambda _family: next(looks, 6.0))
+    with Watch(os.getpid()) as watch:
+        _until(lambda: len(watch._used) >= 3)
+    assert [used_s for _, used_s in watch._used][:3] == [5.0, 5.0, 6.0]
+
+
 def test_processes_beside_are_told_apart_by_their_module() -> None:
     """Both are known by the command line they are started with, so a row for their memory stays theirs."""
-    for module, title in ((packing.__name__, airflow_run.PACKING), (reading_beside.__name__, airflow_run.READING)):
+    title = {packing.__name__: airflow_run.PACKING, reading_beside.__name__: airflow_run.READING}
+    for module in title:
         process = side_process.start(module, str(PLUGINS))
         try:
-            assert title.search(" ".join(psutil.Process(process.pid).cmdline()))
+            told = " ".join(psutil.Process(process.pid).cmdline())
+            assert [name for name, pattern in title.items() if pattern.search(told)] == [module]
         finally:
             side_process.end(process, kill=True)
 
@@ -154,9 +273,8 @@ def test_the_work_of_a_process_that_ends_while_it_is_asked_about_is_counted(monk
     """Its time is its parent's only once it has ended: whoever ends between two readings is in neither of them."""
     works = "import sys, time; until_s = time.process_time() + 0.5\nwhile time.process_time() < until_s: pass"
     begun, read = measure.cpu_of_others(), measure._used_s
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{works}\nprint(flush=True); input()"], stdin=-1, stdout=-1
-    ) as worker:
+    command = [sys.executable, "-c", f"{works}\nprint(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()
 
@@ -167,3 +285,9 @@ def test_the_work_of_a_process_that_ends_while_it_is_asked_about_is_counted(monk
 
         monkeypatch.setattr(measure, "_used_s", just_then)
         assert measure.cpu_of_others() - begun > 0.4
+
+
+def _until(seen: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 30
+    while not seen() and time.monotonic() < until_s:
+        time.sleep(0.05)
