@@ -143,9 +143,9 @@ def _throughput(what: str, sandbox: Sandbox, audience: str, engine: str, people:
         _wait_for(sandbox, audience, 1)
         before_s, began_s = cpu_of_others(), time.monotonic()
         arrivals = _wait_for(sandbox, audience, wanted)
-    after_s = cpu_of_others()
-    both = 100 * (after_s - before_s) / (2 * (time.monotonic() - began_s))
-    afterwards_s = _until_calm(after_s)
+        after_s = cpu_of_others()
+        both = 100 * (after_s - before_s) / (2 * (time.monotonic() - began_s))
+        afterwards_s = _until_calm(after_s)
     wall_s = arrivals[-1]["answered_s"] - arrivals[0]["arrived_s"]
     # A call for a token, or of another canvas, takes its slot as well.
     first_s, last_s = arrivals[0]["arrived_s"], arrivals[-1]["arrived_s"]

@@ -263,7 +263,10 @@ def test_processes_beside_are_told_apart_by_their_module() -> None:
     for module in title:
         process = side_process.start(module, str(PLUGINS))
         try:
-            told = " ".join(psutil.Process(process.pid).cmdline())
+            until_s = time.monotonic() + 30
+            # For a moment after it was started it has no command line.
+            while not (told := " ".join(psutil.Process(process.pid).cmdline())) and time.monotonic() < until_s:
+                time.sleep(0.01)
             assert [name for name, pattern in title.items() if pattern.search(told)] == [module]
         finally:
             side_process.end(process, kill=True)
