@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select, text
 
 from bench.measure import Row
 from criteo_provider.core.batching import pack
-from criteo_provider.core.consent import USER_KEY
+from criteo_provider.core.consent import USER_KEY, key_marks, value_marks
 from criteo_provider.core.identifiers import Form, encode, normalise
 from criteo_provider.core.model import (
     AudienceKey,
@@ -30,7 +30,7 @@ from criteo_provider.core.model import (
 from criteo_provider.core.outcome import Accepted
 from criteo_provider.store import people_index
 from criteo_provider.store.claim import ClaimTerms
-from criteo_provider.store.engine import open_engine, reading, writing
+from criteo_provider.store.engine import looking, open_engine, reading, writing
 from criteo_provider.store.ledger import Ledger
 from criteo_provider.store.migrate import upgrade
 from criteo_provider.store.outages import outages
@@ -41,6 +41,8 @@ from criteo_provider.ui.directory import read_directory
 CHUNK = 50_000
 NOW_US = 1_800_000_000_000_000
 _PEOPLE_PER_SEGMENT = 500_000
+# So many at once are looked up in the index of people; larger crowds are met by reading chunk by chunk.
+FEW = 200
 
 
 def growth(engine: str, url: str, people: int) -> Iterator[Row]:
@@ -57,6 +59,8 @@ def growth(engine: str, url: str, people: int) -> Iterator[Row]:
             "what the page Audiences reads": lambda: _page(ledger),
             "one user's story": lambda: ledger.keeping.person("customer-7", now_us=NOW_US),
             "nobody's story": lambda: ledger.keeping.person("somebody.else@example.com", now_us=NOW_US),
+            f"in which chunks {FEW} opt-outs are": lambda: _where_opt_outs_are(ledger),
+            f"in which chunks {FEW} who leave are": lambda: _where_leavers_are(ledger),
         }
         for what, question in ask.items():
             yield Row("growth", f"{what}, {people // 1_000_000} million", engine, _median_ms(question), "ms")
@@ -92,6 +96,24 @@ def _page(ledger: Ledger) -> None:
     ledger.troubles()
     outages(ledger.engine, now_us=NOW_US)
     read_directory(ledger.engine)
+
+
+def _where_opt_outs_are(ledger: Ledger) -> None:
+    """Ask what following opt-outs asks of the index: some named by their key, some by their address."""
+    addresses = [f"shopper.{number}@example.com" for number in range(FEW // 2)]
+    digests = normalise("email", addresses).values[Form.EMAIL_SHA256].there
+    named = {
+        USER_KEY: key_marks([f"customer-{number}" for number in range(FEW // 2)]),
+        Form.EMAIL_SHA256.value: value_marks(Form.EMAIL_SHA256.value, digests),
+    }
+    with looking(ledger.engine) as connection:
+        people_index.indexed_marked(connection, named)
+
+
+def _where_leavers_are(ledger: Ledger) -> None:
+    """Ask what a removal asks of the index: under which identifiers these people were added before."""
+    with looking(ledger.engine) as connection:
+        people_index.indexed_with(connection, USER_KEY, [f"customer-{number}" for number in range(FEW)])
 
 
 def _one_more(ledger: Ledger, plans: Sequence[StepPlan], crowd: SealedPeople) -> None:

@@ -45,7 +45,8 @@ def test_a_quick_run_has_every_row(
         for source in ("sql", "parquet"):
             assert (engine, "end to end", f"unpaced, from {source}: users a second") in found
             assert (engine, "end to end", f"unpaced, from {source}: most memory of a process") in found
-        for question in ("numbers", "look for work", "one user's story", "nobody's story"):
+        asked = ("numbers", "one user's story", "in which chunks 200 opt-outs are", "in which chunks 200 who leave are")
+        for question in (*asked, "look for work", "nobody's story"):
             assert (engine, "growth", f"{question}, 1 million") in found
         ratios = [row for row in told["rows"] if row["engine"] == engine and row["part"] == "yardsticks"]
         assert len([row for row in ratios if row["per_yardstick"] != 1.0]) == 2
