@@ -16,6 +16,7 @@ from criteo_provider.core.outcome import Accepted, AccessLost, Busy, Outcome
 from criteo_provider.flow.upload import Upload
 from tests.world import World, canvas, crowd, digest, step
 
+FULL = 46_000  # people of a chunk beside which no other is cut
 PATIENCE_S = 20
 
 
@@ -110,9 +111,9 @@ def run(
 
 
 def enter_full_chunks(world: World, count: int) -> None:
-    """Enter chunks that no two of fit one request."""
+    """Enter chunks that go alone: what is left of a request is not worth cutting another one."""
     for number in range(count):
-        world.enter("vip", crowd(range(number * 30_000, number * 30_000 + 26_000)))
+        world.enter("vip", crowd(range(number * 50_000, number * 50_000 + FULL)))
 
 
 def test_requests_overlap_as_latency_asks(world: World) -> None:
@@ -122,7 +123,7 @@ def test_requests_overlap_as_latency_asks(world: World) -> None:
     upload = run(world, courier, until=lambda: courier.sent == 5)
     assert courier.most_away >= 3
     assert upload.done.accepted == 5
-    assert world.numbers("add") == (130_000, 130_000, 0, 0, 0)
+    assert world.numbers("add") == (5 * FULL, 5 * FULL, 0, 0, 0)
 
 
 def test_bodies_in_flight_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_bodies_in_flight_are_bounded(world: World, monkeypatch: pytest.MonkeyPa
     upload = run(world, courier, until=lambda: courier.sent == 5)
     assert courier.most_away == 2
     assert upload.done.accepted == 5
-    assert world.numbers("add") == (130_000, 130_000, 0, 0, 0)
+    assert world.numbers("add") == (5 * FULL, 5 * FULL, 0, 0, 0)
 
 
 def test_each_identifier_goes_out_once_a_request(world: World) -> None:
@@ -235,4 +236,4 @@ def test_stopping_settles_what_flies(world: World) -> None:
     run(world, courier, until=lambda: courier.away > 0)
     flown = courier.sent
     assert flown >= 1
-    assert world.numbers("add")[1] == flown * 26_000
+    assert world.numbers("add")[1] == flown * FULL
