@@ -42,6 +42,8 @@ BREAKERS = ("connection", "ad_account", "audience")
 MOVE_NOBODY = ("hold_cursor", "release_cursor", "due_looks", "packed", "first_attempts_wait", "unresolved_audiences")
 READ_THE_CLOCK = ("claim", "sweep")  # the verbs that take leases back do, in their transactions
 MOST_STEPS = 4_000  # a story that takes longer to end is caught in a circle
+# What is refused as a whole is tried for hours: where requests are small, by many that do not wait for each other.
+LAST_STEPS = 1_000
 
 
 class Telling(Launches):
@@ -298,7 +300,7 @@ class Telling(Launches):
             self.files = mended
             self._declare()
         self._run()
-        for _ in range(300):
+        for _ in range(LAST_STEPS):
             self._whatever_is_due()
             self._run()
             at_us = self.database.next_us(self.schedule.now_us)
