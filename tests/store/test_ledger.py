@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import event, func, select
 
 from criteo_provider.core.errors import LostClaim
 from criteo_provider.core.model import Operation, Role
 from criteo_provider.core.outcome import Accepted, AccessLost, AudienceGone, Busy, Refused, Unavailable
-from criteo_provider.store.claim import FRESH_TURN
-from criteo_provider.store.schema import audience, part, stage_exception, upload
+from criteo_provider.store.schema import part, stage_exception, upload
 from tests.world import HOUR_US, World, canvas, crowd, digest, step
 
 
@@ -44,73 +43,6 @@ def test_a_moved_cursor_refuses_the_seal_and_leaves_nothing(world: World) -> Non
         )
     assert world.numbers("add")[0] == 5
     assert world.ledger.position("vip") == 5
-
-
-def test_small_chunks_are_merged_and_a_big_one_fills_the_request(world: World) -> None:
-    """A request takes small chunks of one audience together, and of what is too large for the rest the beginning."""
-    world.declare(canvas("vip", step("add")))
-    for first in range(0, 30, 10):
-        world.enter("vip", crowd(range(first, first + 10)))
-    world.enter("vip", crowd(range(100, 50_090)))
-    claimed = world.claim()
-    assert claimed is not None
-    assert (len(claimed.parts), claimed.identifiers) == (4, 50_000)
-    second = world.claim()
-    assert second is not None
-    assert second.identifiers == 20
-    assert sorted(world.sent(claimed) + world.sent(second)) == sorted(map(digest, [*range(30), *range(100, 50_090)]))
-    world.settle(claimed)
-    assert world.numbers("add") == (50_020, 50_000, 0, 20, 0)
-    world.settle(second)
-    assert world.numbers("add") == (50_020, 50_020, 0, 0, 0)
-
-
-def test_a_chunk_is_not_cut_for_a_little_room(world: World) -> None:
-    """Two pieces cost twice as much to settle: what a request could hold beside nine tenths is not worth that."""
-    world.declare(canvas("vip", step("add")))
-    world.enter("vip", crowd(range(45_001)))
-    world.enter("vip", crowd(range(50_000, 60_000)))
-    sizes = [claimed.identifiers for claimed in iter(world.claim, None)]
-    assert sizes == [45_001, 10_000]
-    with world.engine.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(part)).scalar() == 2
-
-
-@pytest.mark.parametrize("fresh_turn", [False, True])
-def test_a_rule_that_lets_few_through_does_not_leave_requests_half_empty(world: World, *, fresh_turn: bool) -> None:
-    """Chunks of 30,000 people each go out in full requests, whichever end of the backlog is begun with."""
-    world.declare(canvas("vip", step("add")))
-    if fresh_turn:
-        with world.engine.begin() as connection:
-            connection.execute(update(audience).values(served=FRESH_TURN - 1))
-    for first in range(0, 150_000, 30_000):
-        world.enter("vip", crowd(range(first, first + 30_000)))
-    claimed = list(iter(world.claim, None))
-    assert [one.identifiers for one in claimed] == [50_000] * 3
-    assert sorted(value for one in claimed for value in world.sent(one)) == sorted(map(digest, range(150_000)))
-    for one in claimed:
-        world.settle(one)
-    assert world.numbers("add") == (150_000, 150_000, 0, 0, 0)
-
-
-def test_who_was_cut_off_and_refused_is_found_and_the_others_are_synced(world: World) -> None:
-    """Both pieces of a chunk end by themselves: one is narrowed, the other given back, and nobody is lost."""
-    world.declare(canvas("vip", step("add")))
-    world.enter("vip", crowd(range(30_000)))
-    world.enter("vip", crowd(range(50_000, 80_000)))
-    first, second = world.claim(), world.claim()
-    assert first
-    assert second
-    world.ledger.release(second, now_us=world.now_us)
-    world.settle(first, Refused("invalid", "Criteo refuses the content."))
-    assert world.numbers("add") == (60_000, 0, 0, 60_000, 0)
-    sent = []
-    while (claimed := world.claim()) is not None:
-        sent.append(claimed.identifiers)
-        world.settle(claimed)
-    assert sum(sent) == 60_000
-    assert max(sent) <= 50_000
-    assert world.numbers("add") == (60_000, 60_000, 0, 0, 0)
 
 
 def test_same_sign_overlaps_and_the_opposite_sign_waits(world: World) -> None:
