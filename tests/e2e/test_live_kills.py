@@ -232,7 +232,8 @@ def test_everybody_is_settled_and_only_what_flew_is_repeated(danger: Danger) -> 
 
 def test_what_a_user_sees(danger: Danger) -> None:
     """A kill fails at most one run each, and afterwards the next run waits for people as ever."""
+    # A run that has just ended is followed within a second or two; in between none is running.
+    danger.live.until(danger.is_waiting, "the sensor of the next run waits for people")
     states = [run["state"] for run in danger.live.runs(SYNC)]
     assert states.count("failed") <= danger.kills
-    assert states[-1] == "running"
     assert not danger.live.page()["problems"]

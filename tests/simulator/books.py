@@ -24,7 +24,8 @@ class Books:
         self.step_of: dict[int, int] = {}  # stage: step
         self.enters: dict[int, tuple[int, bool]] = {}  # stage: when its people reach the step, and whether they have
         self.steps: dict[int, Step] = {}
-        self.opt_outs: dict[str, list[tuple[int, int | None]]] = defaultdict(list)  # user key: from when, until when
+        # By user key: until when by the clock, and how many intents there were when consent was given anew.
+        self.opt_outs: dict[str, list[tuple[int, int] | None]] = defaultdict(list)
         self.sealed_us: dict[int, int] = {}  # stage: when its people entered
         self.is_last: dict[int, bool] = {}  # stage: whether its step was the last one
         self.live: dict[int, Live] = {}
@@ -123,11 +124,11 @@ class Books:
     def opted_out(self, user_key: str, *, taken_back: bool, now_us: int) -> None:
         """Somebody has withdrawn consent, or given it anew: then whoever enters from now on may be sent."""
         told = self.opt_outs[user_key]
-        is_out = bool(told) and told[-1][1] is None
+        is_out = bool(told) and told[-1] is None
         if taken_back and is_out:
-            told[-1] = told[-1][0], now_us
+            told[-1] = now_us, len(self.intents)
         elif not taken_back and not is_out:
-            told.append((now_us, None))
+            told.append(None)
 
     def removals_sealed(self, removal: Removal, now_us: int, patience_us: int) -> None:
         """Whoever was sent before opting out is to be taken out again: that is an intent like any other."""
@@ -332,11 +333,16 @@ class Books:
     def _is_out(self, intent: Intent) -> bool:
         """Whether somebody has opted out, and had not taken that back before entering."""
         sealed_us = self.sealed_us[intent.place[0]]
-        return any(until_us is None or until_us > sealed_us for _, until_us in self.opt_outs[self._user_key(intent)])
+        return any(ended is None or ended[0] > sealed_us for ended in self.opt_outs[self._user_key(intent)])
+
+    def _was_out(self, intent: Intent) -> bool:
+        """Whether somebody is out, or was between entering and giving consent anew, which a clock set back hides."""
+        told = self.opt_outs[self._user_key(intent)]
+        return self._is_out(intent) or any(ended is not None and ended[1] > intent.sequence for ended in told)
 
     def _is_held_back(self, intent: Intent) -> bool:
         """Whether an opt-out came before anything else: that is nobody's last word on a list."""
-        return intent.operation is Operation.ADD and intent.stood is PartState.CLOSED and self._is_out(intent)
+        return intent.operation is Operation.ADD and intent.stood is PartState.CLOSED and self._was_out(intent)
 
     def _takes_out(self, removal: Intent, add: Intent) -> bool:
         same_user = self._is_of_one_user(removal, add)

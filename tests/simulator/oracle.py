@@ -90,7 +90,7 @@ class Oracle(Books):
         if "superseded" in reason:
             return any(self._overtakes(rival, intent) for rival in self._same(intent))
         if "consent" in reason:
-            return intent.operation is Operation.ADD and self._is_out(intent)
+            return intent.operation is Operation.ADD and self._was_out(intent)
         return ("field" if "field" in reason else "dropped") in intent.may
 
     def _patient(self, intent: Intent, row: PartRow) -> None:

@@ -332,9 +332,12 @@ class Telling(Launches):
             self._upload("c")
 
     def _lost(self) -> bool:
-        """Whether an audience is known under the id of a deleted list somebody wants to be in."""
-        lost = self.criteo.deleted and self.criteo.deleted.intersection(self.database.gone_ids())
-        return bool(lost)
+        """Whether an audience is known under the id of a deleted list somebody wants, or may want, to be in."""
+        gone = self.criteo.deleted and self.criteo.deleted.intersection(self.database.gone_ids())
+        if not gone:
+            return False
+        ids = self.database.criteo_ids()
+        return any(ids[audience_id] in gone for audience_id in self._named() | self.database.awaited())
 
     def _unfollowed(self) -> bool:
         """Whether somebody may have opted out who is still in a list."""
@@ -373,8 +376,11 @@ class Telling(Launches):
         self.touched, declared = True, self.files.canvases()
         self.plans = self.ledger.declare(declared, now_us=self.schedule.now_us)
         self._know(declared)
-        named = {plan.audience_id for plans in self.plans.values() for plan in plans}
-        self.oracle.audiences_named(named | self.database.awaited())
+        self.oracle.audiences_named(self._named() | self.database.awaited())
+
+    def _named(self) -> set[int]:
+        """The audiences that canvas files name."""
+        return {plan.audience_id for plans in self.plans.values() for plan in plans}
 
     def _know(self, declared: Sequence[CanvasDeclaration]) -> None:
         now_us = self.schedule.now_us

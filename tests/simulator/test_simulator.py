@@ -135,6 +135,27 @@ ONCE_WRONG = {
         ("keep", "a"),
         ("run", 0),
     ],
+    "consent withdrawn and given anew closes what was entered before, also if the clock was set back since": [
+        ("rows", "tour", 5, 14),
+        ("enter", "a", "tour"),
+        ("run", 0),
+        ("jump", -30),
+        ("asked", False, 4),
+        ("withdraw", "b"),
+        ("run", 0),
+        ("follow", "b"),
+        ("run", 0),
+        ("asked", True, 4),
+    ],
+    "a deleted list no file names any more is looked for until whoever waits for it is given up": [
+        ("edit", ("email", "madid"), "Others", True, True),
+        ("rows", "in", 5, 5),
+        ("enter", "a", "in"),
+        ("edit", ("email", "madid"), "Shoppers", True, True),
+        ("resolve", "c"),
+        ("run", 2),
+        ("delete", "Others"),
+    ],
 }
 
 
