@@ -165,7 +165,7 @@ def source(include: Path, declared: str) -> Source:
 
 def keys(source: Source) -> list[str]:
     assert source.is_ahead(None, lambda units: set())
-    pages = source.pages(None, max_rows=2, seen=lambda units: set())
+    pages = source.pages(None, max_rows=lambda: 2, seen=lambda units: set())
     return [str(key) for page in pages for key in page.columns["customer_id"]]
 
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import httpx
 
 from criteo_provider.core.errors import LedgerUnwritable
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen, Source
 from criteo_provider.criteo_api import auth
 from criteo_provider.criteo_api.client import CriteoClient
 from criteo_provider.criteo_api.line import ClientSettings
@@ -50,8 +50,8 @@ class SmallPages:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return self._source.is_ahead(position, seen)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
-        return self._source.pages(position, max_rows=min(max_rows, PAGE_ROWS), seen=seen)
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
+        return self._source.pages(position, max_rows=lambda: min(max_rows(), PAGE_ROWS), seen=seen)
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         return self._source.recheck(look)

@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from criteo_provider.core import eligibility
 from criteo_provider.core.model import Operation
 from criteo_provider.core.ports import Page
-from criteo_provider.flow import backlog, enter
+from criteo_provider.flow import enter, filling
 from criteo_provider.flow.backlog import Backlog
 from criteo_provider.flow.enter import Enter, EntryPlan
 from criteo_provider.flow.packing import FieldColumn
@@ -41,11 +41,11 @@ LATE_COMMIT_S = 60.0
 def _small_pages() -> Iterator[None]:
     """Three rows are a page here, and six are far behind; a machine that is slow for a moment seals no earlier."""
     with pytest.MonkeyPatch.context() as patch:
-        for room in (enter, backlog):
-            patch.setattr(room, "MAX_IDENTIFIERS", PAGE)
+        patch.setattr(filling, "MAX_IDENTIFIERS", PAGE)
         patch.setattr(enter, "FAR_BEHIND_ROWS", FAR)
         patch.setattr(enter, "SEAL_WITHIN_S", 3_600.0)
         patch.setattr(sql, "LOOK_ROWS", PAGE)
+        patch.setattr(sql, "MOST_ALIKE", PAGE)
         patch.setattr(sql, "NEWEST_ROWS", 1)
         yield
 

@@ -12,7 +12,7 @@ import pytest
 from criteo_provider.core import eligibility
 from criteo_provider.core.errors import SourceFailed
 from criteo_provider.core.model import Reason
-from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen
 from criteo_provider.flow.enter import Enter, Entered, EntryPlan
 from criteo_provider.flow.packing import FieldColumn
 from tests.world import World, canvas, step
@@ -33,14 +33,14 @@ class Rows:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return int(position or 0) < len(self.rows)  # type: ignore[arg-type]
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         at = int(position or 0)  # type: ignore[arg-type]
         if self.unit is not None and self.unit in seen([self.unit]):
             return
         while at < len(self.rows):
             if self.breaks_at is not None and at >= self.breaks_at:
                 raise SourceFailed("The shop does not answer.")
-            rows = self.rows[at : at + min(self.page, max_rows)]
+            rows = self.rows[at : at + min(self.page, max_rows())]
             at += len(rows)
             done = (self.unit,) if self.unit and at == len(self.rows) else ()
             yield Page(columns(rows), len(rows), at, done, self.look)
@@ -169,7 +169,7 @@ def test_two_readers_of_one_source_enter_nobody_twice(world: World) -> None:
     slow, quick = Rows(people), Rows(people)
     pages = slow.pages
 
-    def overtaken(position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def overtaken(position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         assert reader(world, quick, owner="quick").tick(GOING_ON) == Entered()
         for page in pages(position, max_rows=max_rows, seen=seen):
             world.pass_time(3600)

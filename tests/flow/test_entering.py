@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from criteo_provider.core import eligibility
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import Role
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen, Source
 from criteo_provider.flow import enter as enters
 from criteo_provider.flow.enter import CURSOR_LEASE_S, Enter, Entered, EntryPlan
 from criteo_provider.flow.packing import FieldColumn
@@ -46,7 +46,7 @@ class Rows:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return int(str(position or 0)) < len(self.rows)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         self.calls.append(position)
         for number, first in enumerate(range(int(str(position or 0)), len(self.rows), 2)):
             self.at(number)
@@ -116,7 +116,7 @@ def test_a_page_is_let_go_of_before_the_next_one_is_read(world: World) -> None:
     held: list[bool] = []
 
     class Watched(Rows):
-        def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+        def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
             for number in range(4):
                 held.extend(page() is not None for page in pages)
                 yield self.page(number)
@@ -289,7 +289,7 @@ def beside() -> Iterator[Beside]:
 
 def entering_beside(world: World, rows: Rows, beside: Beside, monkeypatch: pytest.MonkeyPatch) -> Enter:
     """Enter whose every page is a chunk, sealed beside."""
-    monkeypatch.setattr(enters, "MAX_IDENTIFIERS", 2)
+    monkeypatch.setattr("criteo_provider.flow.filling.MAX_IDENTIFIERS", 2)
     monkeypatch.setattr(enters, "SEAL_WITHIN_S", 60.0)  # on a slow machine, too
     entering = enter(world, rows)
     entering._hands = beside

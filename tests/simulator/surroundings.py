@@ -16,7 +16,7 @@ from criteo_provider.core.eligibility import compile as rule_of
 from criteo_provider.core.identifiers import Form, decode
 from criteo_provider.core.model import CanvasDeclaration, ClaimedRequest, Operation, StepDeclaration, WhenDeleted
 from criteo_provider.core.outcome import AccessLost, Outcome
-from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen
 from criteo_provider.flow.withdraw import FeedPlan
 from tests.simulator.criteo import CLIENT_GIVES_UP_S, Letter, Values
 from tests.simulator.threads import Process, Schedule
@@ -99,10 +99,10 @@ class Rows:
     def is_ahead(self, position: Json, _seen: Seen) -> bool:
         return int(position or 0) < len(self.rows)  # type: ignore[arg-type]
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         at = int(position or 0)  # type: ignore[arg-type]
         while at < len(self.rows):
-            found = self.rows[at : at + min(max_rows, PAGE_ROWS)]
+            found = self.rows[at : at + min(max_rows(), PAGE_ROWS)]
             at += len(found)
             yield Page({name: [row[name] for row in found] for name in found[0]}, len(found), at)
 

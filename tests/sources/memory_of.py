@@ -86,7 +86,7 @@ def main(kind: str, rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = MAKERS[kind](Path(folder), rows)
         begin_s, read = time.process_time(), 0
-        for page in source.pages(None, max_rows=50_000, seen=lambda units: set()):
+        for page in source.pages(None, max_rows=lambda: 50_000, seen=lambda units: set()):
             read += page.rows
         cpu_s = time.process_time() - begin_s
     print(read, round(cpu_s, 2), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

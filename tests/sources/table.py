@@ -76,7 +76,7 @@ class Entering:
     looks: list[tuple[float, Look]] = field(default_factory=list)
 
     def forward(self) -> None:
-        for page in self.source.pages(self.position, max_rows=self.max_rows, seen=nothing_seen):
+        for page in self.source.pages(self.position, max_rows=lambda: self.max_rows, seen=nothing_seen):
             assert page.rows <= self.max_rows
             self._take(page.columns, page.rows)
             self.position = json.loads(json.dumps(page.position))

@@ -31,7 +31,7 @@ def source(*frames: object, columns: tuple[str, ...] = ("id",)) -> DataFrameSour
 
 def entered(reader: DataFrameSource, position: Json = None, max_rows: int = 100) -> tuple[list[object], Json]:
     ids: list[object] = []
-    for page in reader.pages(position, max_rows=max_rows, seen=nothing_seen):
+    for page in reader.pages(position, max_rows=lambda: max_rows, seen=nothing_seen):
         assert page.rows <= max_rows
         ids += page.columns["id"]
         position = json.loads(json.dumps(page.position))
@@ -45,7 +45,7 @@ TIED = [frame((1, "a"), (1, "b"), (2, "c")), frame(), frame((2, "d"), (2, "e")),
 def test_reading_goes_on_behind_any_page_also_between_equal_cursor_values(max_rows: int) -> None:
     """A reader that stops after any page loses and repeats no row, though DataFrames share cursor values."""
     position, ids = None, []
-    while page := next(iter(source(*TIED).pages(position, max_rows=max_rows, seen=nothing_seen)), None):
+    while page := next(iter(source(*TIED).pages(position, max_rows=lambda: max_rows, seen=nothing_seen)), None):
         assert source(*TIED).is_ahead(position, nothing_seen)
         ids += page.columns["id"]
         position = json.loads(json.dumps(page.position))
@@ -95,7 +95,7 @@ def test_no_value_is_none_whatever_pandas_calls_it() -> None:
         "g": pd.Series(["x", None], dtype="category"),
     }
     reader = source(pd.DataFrame({"at": [1, 2], **values}), columns=tuple(values))
-    (page,) = reader.pages(None, max_rows=9, seen=nothing_seen)
+    (page,) = reader.pages(None, max_rows=lambda: 9, seen=nothing_seen)
     assert [page.columns[name][1] for name in values] == [None, None, None, None, None, 2, None]
     assert [type(page.columns[name][0]) for name in "abcdf"] == [float, int, str, bool, int]
 
@@ -127,7 +127,7 @@ def test_a_failing_callable_is_told_by_place_not_by_value() -> None:
         yield frame((1, "a"))
         raise ValueError("kate@example.com")
 
-    pages = DataFrameSource(people, cursor="at", columns=["id"]).pages(None, max_rows=9, seen=nothing_seen)
+    pages = DataFrameSource(people, cursor="at", columns=["id"]).pages(None, max_rows=lambda: 9, seen=nothing_seen)
     assert next(pages).rows == 1
     with pytest.raises(SourceFailed, match=r"failed with ValueError in people, line \d+$") as failure:
         next(pages)

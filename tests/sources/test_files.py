@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -37,7 +38,7 @@ class Ledger:
         return self.finished & set(units)
 
     def enter(self, source: FilesSource, *, max_rows: int = 1000, pages: int = 10**9) -> None:
-        for page in source.pages(self.position, max_rows=max_rows, seen=self.seen):
+        for page in source.pages(self.position, max_rows=lambda: max_rows, seen=self.seen):
             assert page.rows <= max_rows
             self.position = page.position
             self.finished |= set(page.completes)
@@ -86,7 +87,7 @@ def test_a_file_is_read_once(tmp_path: Path, name: str) -> None:
     put(tmp_path / name, people(0, 10))
     ledger = Ledger()
     assert source(tmp_path).is_ahead(None, ledger.seen)
-    (page,) = source(tmp_path).pages(None, max_rows=100, seen=ledger.seen)
+    (page,) = source(tmp_path).pages(None, max_rows=lambda: 100, seen=ledger.seen)
     assert page.columns == {
         "id": [str(n) for n in range(10)],
         "email": [None if n % 3 else f"p{n}@example.com" for n in range(10)],
@@ -115,7 +116,7 @@ def test_files_come_oldest_first_and_small_ones_share_a_page(tmp_path: Path) -> 
         put(tmp_path / f"day{n % 2}" / f"{9 - n}.csv", people(n, n + 1), modified_s=PAST_S + n)
     put(tmp_path / "empty.csv", [], modified_s=PAST_S + 4.5)
     ledger = Ledger()
-    pages = list(source(tmp_path).pages(None, max_rows=4, seen=ledger.seen))
+    pages = list(source(tmp_path).pages(None, max_rows=lambda: 4, seen=ledger.seen))
     assert [page.rows for page in pages] == [4, 4, 1]
     assert [value for page in pages for value in page.columns["id"]] == [str(n) for n in range(9)]
     assert sum(len(page.completes) for page in pages) == 10
@@ -141,18 +142,18 @@ def test_pieces_are_let_go_of_once_they_are_a_page(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(file_formats, "PIECE_ROWS", 2)
     monkeypatch.setattr(file_formats, "Batch", watched)
     held = []
-    for page in source(tmp_path).pages(None, max_rows=6, seen=nothing_seen):
+    for page in source(tmp_path).pages(None, max_rows=lambda: 6, seen=nothing_seen):
         assert page.rows == 6
         held.append(sum(piece() is not None for piece in pieces))
     assert len(pieces) == 6
-    assert held == [1, 0]  # of the first page: the piece that is to begin the next one
+    assert held == [0, 0]
 
 
 def test_an_empty_file_is_finished_like_any_other(tmp_path: Path) -> None:
     """A file without rows is not looked at for ever."""
     put(tmp_path / "empty.parquet", [])
     ledger = Ledger()
-    (page,) = source(tmp_path).pages(None, max_rows=5, seen=nothing_seen)
+    (page,) = source(tmp_path).pages(None, max_rows=lambda: 5, seen=nothing_seen)
     assert {name: list(values) for name, values in page.columns.items()} == {"id": [], "email": []}
     ledger.enter(source(tmp_path))
     assert not source(tmp_path).is_ahead(ledger.position, ledger.seen)
@@ -176,7 +177,7 @@ def test_a_file_still_being_written_is_left_for_the_next_look(tmp_path: Path) ->
     reader = source(tmp_path, now_us=lambda: int(now_s[0] * 1e6))
     ledger = Ledger()
     assert not reader.is_ahead(None, ledger.seen)
-    assert list(reader.pages(None, max_rows=9, seen=ledger.seen)) == []
+    assert list(reader.pages(None, max_rows=lambda: 9, seen=ledger.seen)) == []
     now_s[0] += 1.5
     assert reader.is_ahead(None, ledger.seen)
 
@@ -241,7 +242,7 @@ def test_a_missing_column_of_a_parquet_file_is_named(tmp_path: Path) -> None:
     """The column and those there are named."""
     put(tmp_path / "a.parquet", people(0, 2))
     with pytest.raises(SourceFailed, match=r"a.parquet, there is no column 'mail'; the file has id, email, other"):
-        list(source(tmp_path, columns=["mail"]).pages(None, max_rows=5, seen=nothing_seen))
+        list(source(tmp_path, columns=["mail"]).pages(None, max_rows=lambda: 5, seen=nothing_seen))
 
 
 def test_only_files_that_are_meant_are_read(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_only_files_that_are_meant_are_read(tmp_path: Path) -> None:
     other.enter(source(tmp_path, pattern="*.csv"))
     assert {unit.partition("#")[0] for unit in other.finished} == {"a.csv"}
     with pytest.raises(SourceFailed, match=r"readme.txt, its format is not known: name it with `format: parquet`"):
-        list(source(tmp_path, pattern="*.txt").pages(None, max_rows=5, seen=nothing_seen))
+        list(source(tmp_path, pattern="*.txt").pages(None, max_rows=lambda: 5, seen=nothing_seen))
     third = Ledger()
     third.enter(source(tmp_path, pattern="readme.txt", file_format="ndjson"))
     assert third.ids == ["0"]
@@ -303,5 +304,37 @@ def test_parquet_types_come_as_python_values(tmp_path: Path) -> None:
     table = pa.table({"id": pa.array([1, None], pa.int64()), "email": pa.array([Decimal("1.5"), None])})
     pq.write_table(table, tmp_path / "a.parquet")
     os.utime(tmp_path / "a.parquet", (PAST_S, PAST_S))
-    (page,) = source(tmp_path).pages(None, max_rows=5, seen=nothing_seen)
+    (page,) = source(tmp_path).pages(None, max_rows=lambda: 5, seen=nothing_seen)
     assert page.columns == {"id": [1, None], "email": [Decimal("1.5"), None]}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pages_are_as_large_as_there_is_room_whatever_the_files(tmp_path: Path, seed: int) -> None:
+    """Room that changes from page to page is filled to the last row, and reading goes on behind any page."""
+    dice = random.Random(seed)
+    first = 0
+    for number in range(5):
+        count = dice.choice([0, 1, 3, 20])
+        put(tmp_path / f"{number}.{dice.choice(['parquet', 'csv'])}", people(first, first + count),
+            modified_s=PAST_S + number)  # fmt: skip
+        first += count
+    ledger = Ledger()
+    while source(tmp_path).is_ahead(ledger.position, ledger.seen):
+        for page in source(tmp_path).pages(ledger.position, max_rows=lambda: dice.randint(1, 7), seen=ledger.seen):
+            ledger.position = page.position
+            ledger.finished |= set(page.completes)
+            ledger.ids += [str(value) for value in page.columns["id"]]
+            if dice.random() < 0.3:
+                break
+    assert ledger.ids == [str(n) for n in range(first)]
+
+
+def test_a_page_ends_where_the_room_does(tmp_path: Path) -> None:
+    """Small files share a page and a large one is cut: each page holds exactly what was asked for."""
+    for number, count in enumerate((3, 9, 0, 2)):
+        put(tmp_path / f"{number}.csv", people(0, count), modified_s=PAST_S + number)
+    rooms = [5, 4, 1, 4, 100]
+    rows: list[int] = []
+    for page in source(tmp_path).pages(None, max_rows=lambda: rooms[len(rows)], seen=nothing_seen):
+        rows.append(page.rows)
+    assert rows == [5, 4, 1, 4]

@@ -51,7 +51,7 @@ def fill(shop: Database, columns: str, rows: Values) -> None:
 def read(source: SqlSource, columns: Sequence[str], max_rows: int = 10) -> list[tuple[object, ...]]:
     """Read to the end, page by page."""
     found: list[tuple[object, ...]] = []
-    for page in source.pages(None, max_rows=max_rows, seen=nothing_seen):
+    for page in source.pages(None, max_rows=lambda: max_rows, seen=nothing_seen):
         found += zip(*(page.columns[column] for column in columns), strict=True)
     return found
 
@@ -100,7 +100,7 @@ def test_pages_are_the_same_in_one_row(shop: Database, in_one_row: list[int], ma
     assert read(source, columns, max_rows) == rows
     assert sum(in_one_row) >= 200 - 2 * max_rows
     in_one_row.clear()
-    stretch = source.between([3, 24], [20, 143], max_rows=max_rows)
+    stretch = source.between([3, 24], [20, 143], max_rows=lambda: max_rows)
     assert [key for page in stretch for key in page.columns["id"]] == [*range(25, 144)]
     assert sum(in_one_row) >= 119 - 2 * max_rows
 
@@ -161,7 +161,9 @@ def test_a_broken_text_is_told_as_ever(shop: Database) -> None:
     """Text that is not UTF-8 ends the reading with a sentence that holds no value; the pages before it are given."""
     fill(shop, "id INTEGER, word TEXT", numbered(["a"] * 40))
     shop.run("UPDATE people SET word = CAST(x'ff40' AS TEXT) WHERE id = 25")
-    pages = shop.source("SELECT * FROM people", columns=["id", "word"]).pages(None, max_rows=10, seen=nothing_seen)
+    pages = shop.source("SELECT * FROM people", columns=["id", "word"]).pages(
+        None, max_rows=lambda: 10, seen=nothing_seen
+    )
     assert [next(pages).rows, next(pages).rows] == [10, 10]
     with pytest.raises(SourceFailed, match=r"cannot be read now: OperationalError$"):
         next(pages)
@@ -172,7 +174,7 @@ def test_a_connection_that_dies_between_pages_is_made_anew(shop: Database, in_on
     fill(shop, "id INTEGER, word TEXT", numbered(["a"] * 60))
     source = shop.source("SELECT * FROM people", columns=["id"])
     ids: list[object] = []
-    for page in source.pages(None, max_rows=10, seen=nothing_seen):
+    for page in source.pages(None, max_rows=lambda: 10, seen=nothing_seen):
         ids += page.columns["id"]
         for connection in source._kept.values():
             connection.close()
@@ -188,7 +190,7 @@ def test_threads_read_side_by_side(shop: Database, in_one_row: list[int]) -> Non
 
     def stretch(number: int) -> None:
         start, end = [number * 1_000 - 1], [number * 1_000 + 999]
-        pages = source.between(start, end, max_rows=50)
+        pages = source.between(start, end, max_rows=lambda: 50)
         found[number] = [key for page in pages for key in page.columns["id"]]
 
     readers = [threading.Thread(target=stretch, args=[number]) for number in range(4)]

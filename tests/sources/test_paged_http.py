@@ -63,7 +63,7 @@ def source(people: People, **settings: Any) -> PagedHttpSource:
 
 def entered(reader: PagedHttpSource, position: Json, max_rows: int = 100) -> tuple[list[object], Json]:
     ids: list[object] = []
-    for page in reader.pages(position, max_rows=max_rows, seen=nothing_seen):
+    for page in reader.pages(position, max_rows=lambda: max_rows, seen=nothing_seen):
         assert page.rows <= max_rows
         assert page.columns["contact.email"] == [f"p{n}@example.com" for n in page.columns["id"]]
         ids += page.columns["id"]
@@ -93,7 +93,7 @@ def test_records_come_once_and_later_ones_are_found(kind: str, count: int, max_r
 def test_reading_goes_on_behind_any_page(kind: str) -> None:
     """A reader that stops after any page loses and repeats nothing."""
     people, position, ids = People(kind), None, []
-    while page := next(iter(source(people).pages(position, max_rows=1, seen=nothing_seen)), None):
+    while page := next(iter(source(people).pages(position, max_rows=lambda: 1, seen=nothing_seen)), None):
         ids += page.columns["id"]
         position = page.position
     assert ids == [0, 1, 2, 3, 4]
@@ -136,7 +136,7 @@ def test_trouble_is_one_sentence_without_an_address(answer: HttpAnswer | Excepti
     """Whatever the endpoint does wrong is SourceFailed, naming the endpoint and no value."""
     link = isinstance(answer, HttpAnswer) and "Link" in answer.headers
     paging = PAGING["link"] if link else Paging("cursor", param="after", next="next")
-    pages = answering(answer, paging).pages(None, max_rows=9, seen=nothing_seen)
+    pages = answering(answer, paging).pages(None, max_rows=lambda: 9, seen=nothing_seen)
     with pytest.raises(SourceFailed) as failure:
         list(pages)
     assert str(failure.value) == sentence

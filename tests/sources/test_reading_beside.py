@@ -246,7 +246,7 @@ def test_rows_that_could_not_be_given_are_not_passed_over(tmp_path: Path) -> Non
     pq.write_table(pa.table({"id": [7], "until": [None]}), tmp_path / "b.parquet")
     given: list[Any] = []
     with pytest.raises(SourceFailed, match=r"a\.parquet cannot be read now"):
-        given.extend(source.pages(None, max_rows=50_000, seen=lambda _units: set()))
+        given.extend(source.pages(None, max_rows=lambda: 50_000, seen=lambda _units: set()))
     assert ids([page.columns for page in given]) == [*range(10_000), 7]
     (given_of_a,) = given[-1].position.values()
     assert given_of_a == 10_000
@@ -301,5 +301,5 @@ def pages_of(source: FilesSource, position: Any) -> list[Page]:
     """Read a folder in which one file is damaged."""
     pages: list[Page] = []
     with pytest.raises(SourceFailed, match=r"damaged\.parquet, behind row 0: the file is damaged or cut off"):
-        pages.extend(source.pages(position, max_rows=50_000, seen=lambda _units: set()))
+        pages.extend(source.pages(position, max_rows=lambda: 50_000, seen=lambda _units: set()))
     return pages

@@ -10,6 +10,8 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Columns = Mapping[str, Sequence[object]]
 # Asks which of these units (files) were read to their end before.
 Seen = Callable[[Collection[str]], set[str]]
+# Asks before each page how many rows it may hold: one or more.
+MaxRows = Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,11 @@ class Source(Protocol):
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell cheaply whether there are rows (or files) behind ``position``."""
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
-        """Yield pages of at most ``max_rows`` rows behind ``position`` until the source is dry; raise SourceFailed."""
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
+        """Yield pages of at most ``max_rows()`` rows behind ``position`` until the source is dry; raise SourceFailed.
+
+        A page may hold more where no position lies in between.
+        """
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
         """Read a stretch again: pages with only the rows not in ``look.marks`` and the next look, if one is wanted.
@@ -79,7 +84,7 @@ class Splits(Protocol):
     def split_at(self, position: Json) -> Json:
         """Return a position behind ``position`` that only the newest rows lie behind, None when there is none."""
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: MaxRows) -> Generator[Page]:
         """Yield pages of the rows in (``position``, ``upto``]; the last one, full or empty, ends at ``upto``."""
 
 

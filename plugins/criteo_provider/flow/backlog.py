@@ -9,7 +9,6 @@ from contextlib import closing
 from typing import Protocol
 
 from criteo_provider.core.errors import LostClaim, SourceFailed
-from criteo_provider.core.model import MAX_IDENTIFIERS
 from criteo_provider.core.ports import CursorHold, Source, Splits
 from criteo_provider.flow import enter
 from criteo_provider.flow.enter import Enter, Entered, EntryLedger, EntryPlan, lease_kept
@@ -70,7 +69,7 @@ class Backlog(Enter):
             hold, now_us=self._now_us(), lease_s=enter.CURSOR_LEASE_S
         )
         try:
-            reading = self._split.between(hold.position, hold.upto, max_rows=MAX_IDENTIFIERS)
+            reading = self._split.between(hold.position, hold.upto, max_rows=self._max_rows)
             with lease_kept(renew), closing(reading) as pages:
                 self._enter(pages, hold, done, stop)
         except LostClaim:

@@ -17,6 +17,7 @@ from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import MAX_IDENTIFIERS, SealedPeople, StepPlan
 from criteo_provider.core.ports import Columns, CursorHold, Json, Look, Page, Source, Splits
+from criteo_provider.flow.filling import Filling, rows_for
 from criteo_provider.flow.hands import Hands, OwnHands
 from criteo_provider.flow.packing import FieldColumn, packed
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 CURSOR_LEASE_S = 30.0
 # People read are sealed at least this often, however small the chunk.
 SEAL_WITHIN_S = 1.0
+# A chunk that lacks less of what it could hold goes without.
+FULL_ENOUGH = 0.995
 # A source that gives so many rows at one go is far behind: the rest of them is set aside for its backlog's reader.
 FAR_BEHIND_ROWS = 2 * MAX_IDENTIFIERS
 
@@ -102,16 +105,26 @@ class Entered:
 
 @dataclass(slots=True)
 class _Gathered:
-    """Pages read and not sealed yet; together at most one chunk."""
+    """Pages read and not sealed yet; together at most one chunk, of ``wanted`` people."""
 
+    wanted: int
     keys: list[Sequence[str]] = field(default_factory=list)
     columns: dict[str, list[Sequence[object]]] = field(default_factory=dict)
     people: int = 0
+    rows: int = 0
     position: Json = None
     units: list[str] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     pages: int = 0
     since_s: float = 0.0
+
+    def is_full(self) -> bool:
+        """Whether what it lacks is not worth another page."""
+        return self.people >= self.wanted * FULL_ENOUGH
+
+    def most_rows(self) -> int:
+        """How many rows of a page are likely to fit."""
+        return rows_for(max(1, self.wanted - self.people), people=self.people, of_rows=self.rows)
 
 
 _Packing = tuple[_Gathered, Callable[[], SealedPeople]]
@@ -166,6 +179,8 @@ class Enter:
     ) -> None:
         self._plan, self._source, self._ledger, self._aside = plan, source, ledger, aside
         self._now_us, self._owner, self._hands = now_us, owner, hands or OwnHands()
+        self._filling = Filling()
+        self._gathered = self._begun()
         self.done = Entered()
 
     def tick(self, stop: threading.Event) -> Entered:
@@ -209,7 +224,7 @@ class Enter:
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
         """Read to the end of the source; of a long way there only the beginning, where the rest can be set aside."""
         # What is open behind the pages is closed with them, however this ends.
-        with closing(self._source.pages(hold.position, max_rows=MAX_IDENTIFIERS, seen=self._seen)) as pages:
+        with closing(self._source.pages(hold.position, max_rows=self._max_rows, seen=self._seen)) as pages:
             if self._aside is not None:
                 hold = self._enter(pages, hold, done, stop, most_rows=FAR_BEHIND_ROWS)
                 if done.rows < FAR_BEHIND_ROWS or stop.is_set():
@@ -221,6 +236,13 @@ class Enter:
                     return
             self._enter(pages, hold, done, stop)
 
+    def _max_rows(self) -> int:
+        return self._gathered.most_rows()
+
+    def _begun(self) -> _Gathered:
+        self._gathered = _Gathered(self._filling.people)
+        return self._gathered
+
     def _enter(
         self,
         pages: Iterator[Page],
@@ -230,20 +252,20 @@ class Enter:
         *,
         most_rows: int | None = None,
     ) -> CursorHold:
-        gathered = _Gathered()
+        gathered = self._begun()
         sealing = _Sealing(self, hold, done)
         try:
             for page in pages:
                 done.rows += page.rows
                 keys, columns = self._eligible(page.columns, done)
-                if gathered.pages and gathered.people + len(keys) > MAX_IDENTIFIERS:
+                if gathered.pages and gathered.people + len(keys) > gathered.wanted:
                     sealing.hand_over(gathered)
-                    gathered = _Gathered()
+                    gathered = self._begun()
                 _gather(gathered, page, keys, columns)
                 del page, keys, columns  # or they would be held while others are packed and the next page is read
-                if gathered.people >= MAX_IDENTIFIERS or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
+                if gathered.is_full() or time.monotonic() - gathered.since_s >= SEAL_WITHIN_S:
                     sealing.hand_over(gathered)
-                    gathered = _Gathered()
+                    gathered = self._begun()
                 if stop.is_set() or (most_rows is not None and done.rows >= most_rows):
                     break
         except SourceFailed:
@@ -271,6 +293,7 @@ class Enter:
             looks=gathered.looks,
             now_us=self._now_us(),
         )
+        self._filling.learn(people)
         self._count(done, people)
         return hold
 
@@ -355,6 +378,7 @@ def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: Mappi
         gathered.since_s = time.monotonic()
     gathered.pages += 1
     gathered.people += len(keys)
+    gathered.rows += page.rows
     gathered.keys.append(keys)
     for name, column in columns.items():
         gathered.columns.setdefault(name, []).append(column)

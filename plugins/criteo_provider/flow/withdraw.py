@@ -107,7 +107,7 @@ class Withdraw:
         return self._ledger.hold_cursor(self._plan.feed_id, self._owner, now_us=self._now_us(), lease_s=CURSOR_LEASE_S)
 
     def _read_on(self, hold: CursorHold, done: Entered, stop: threading.Event) -> None:
-        with closing(self._source.pages(hold.position, max_rows=PAGE_ROWS, seen=self._seen)) as pages:
+        with closing(self._source.pages(hold.position, max_rows=lambda: PAGE_ROWS, seen=self._seen)) as pages:
             for page in pages:
                 hold = self._book.withdraw(
                     hold,

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from criteo_provider.core.errors import CriteoSyncError, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen
 from criteo_provider.sources.cursor_values import decode, encode
 
 if TYPE_CHECKING:
@@ -41,14 +41,16 @@ class DataFrameSource:
 
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         """Tell whether the callable yields a row behind ``position``; asked no further than to the first."""
-        return next(self.pages(position, max_rows=1, seen=seen), None) is not None
+        return next(self.pages(position, max_rows=lambda: 1, seen=seen), None) is not None
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         """Yield the rows behind ``position``."""
         after, ties = _reached(position)
         for frame in self._fresh(after, ties):
-            for start in range(0, len(frame), max_rows):
-                part = frame.iloc[start : start + max_rows]
+            start = 0
+            while start < len(frame):
+                part = frame.iloc[start : start + max_rows()]
+                start += len(part)
                 newest = part[self._cursor].iloc[-1]
                 same = int((part[self._cursor] == newest).sum())
                 ties = ties + same if after is not None and newest == after else same

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from criteo_provider.core.errors import SourceFailed
-from criteo_provider.core.ports import Columns, Json, Look, Page, Seen
+from criteo_provider.core.ports import Columns, Json, Look, MaxRows, Page, Seen
 from criteo_provider.sources.file_formats import PIECE_ROWS, Batch, Reader, Unreadable, read_parquet, reader_for
 from criteo_provider.sources.folders import FileRef, Folder
 from criteo_provider.sources.reading_beside import ReadingBeside
@@ -51,11 +51,18 @@ class FilesSource:
         """Tell whether there is a settled file that is not finished: one listing of the folder."""
         return bool(self._waiting(seen))
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         """Yield the rows of all waiting files, up to 10,000 a page; small files share one, empty files, too."""
         troubles: list[str] = []
         progress = {unit: int(str(rows)) for unit, rows in position.items()} if isinstance(position, dict) else {}
-        yield from _gathered(self._pieces(progress, max_rows, seen, troubles), min(max_rows, PIECE_ROWS))
+        held = _Held(max_rows)
+        for piece in self._pieces(progress, held.room, max_rows(), seen, troubles):
+            held.pieces.append(piece)
+            del piece  # nothing is held here while others work on what is yielded
+            if not held.room():
+                yield held.joined()
+        if held.pieces:
+            yield held.joined()
         if troubles:
             more = len(troubles) - _TROUBLES_SHOWN
             raise SourceFailed(
@@ -89,10 +96,12 @@ class FilesSource:
         age_s = self._now_us() / 1e6 - file.modified_s
         return age_s >= SETTLED_S or age_s < -_CLOCKS_DIFFER_S
 
-    def _pieces(self, progress: dict[str, int], max_rows: int, seen: Seen, troubles: list[str]) -> Iterator[Page]:
+    def _pieces(
+        self, progress: dict[str, int], room: MaxRows, batch_rows: int, seen: Seen, troubles: list[str]
+    ) -> Iterator[Page]:
         for file in self._waiting(seen):
             try:
-                yield from self._pieces_of(file, progress, max_rows)
+                yield from self._pieces_of(file, progress, room, batch_rows)
             except FileNotFoundError:  # gone since it was listed
                 continue
             except Unreadable as fault:
@@ -100,18 +109,19 @@ class FilesSource:
             except Exception as error:
                 troubles.append(f"{file.name} cannot be read now ({type(error).__name__})")
 
-    def _pieces_of(self, file: FileRef, progress: dict[str, int], max_rows: int) -> Iterator[Page]:
+    def _pieces_of(self, file: FileRef, progress: dict[str, int], room: MaxRows, batch_rows: int) -> Iterator[Page]:
         reader = reader_for(file.name, self._format)
         if reader is None:
             raise Unreadable("its format is not known: name it with `format: parquet`, `csv` or `ndjson`")
         if file.unit not in progress:
-            for _ in self._batches(reader, file, 0, max_rows, with_values=False):
+            for _ in self._batches(reader, file, 0, batch_rows, with_values=False):
                 pass
             if not self._folder.is_unchanged(file):
                 return  # it was still being written: the next look finds its new version
         nothing = Batch(0, lambda: {column: () for column in self._columns})
-        for batch, is_last in _with_last(nothing, self._batches(reader, file, progress.get(file.unit, 0), max_rows)):
-            yield _page(batch, file.unit, progress, is_last=is_last)
+        batches = self._batches(reader, file, progress.get(file.unit, 0), batch_rows)
+        for batch, is_last in _with_last(nothing, batches):
+            yield from _cut(batch, file.unit, progress, room, is_last=is_last)
 
     def _batches(
         self, reader: Reader, file: FileRef, skip: int, batch_rows: int, *, with_values: bool = True
@@ -123,13 +133,25 @@ class FilesSource:
                 yield from reader(stream, self._columns, skip, batch_rows)
 
 
-def _page(batch: Batch, unit: str, progress: dict[str, int], *, is_last: bool) -> Page:
-    """Make a page of some rows of a file, and note in ``progress`` that they were given."""
-    columns = batch.columns()  # what cannot become values is not given, and no later page may say that it was
-    progress[unit] = progress.get(unit, 0) + batch.rows
-    if is_last:
-        del progress[unit]
-    return Page(columns, batch.rows, dict(progress), (unit,) if is_last else ())
+def _cut(batch: Batch, unit: str, progress: dict[str, int], room: MaxRows, *, is_last: bool) -> Iterator[Page]:
+    """Make pages of some rows of a file that fit into what is being put together, and note that they were given."""
+    # What cannot become values is not given, and no later page may say that it was.
+    columns: Columns | None = batch.columns()
+    given = 0
+    while columns is not None:
+        upto = min(given + room(), batch.rows)
+        progress[unit] = progress.get(unit, 0) + upto - given
+        cut = [_between(columns, given, upto, of=batch.rows)]
+        first, given, columns = given, upto, columns if upto < batch.rows else None
+        completes = (unit,) if is_last and columns is None else ()
+        if completes:
+            del progress[unit]
+        # Nothing is held here while others work on what is yielded.
+        yield Page(cut.pop(), upto - first, dict(progress), completes)
+
+
+def _between(columns: Columns, first: int, last: int, *, of: int) -> Columns:
+    return columns if last - first == of else {name: values[first:last] for name, values in columns.items()}
 
 
 def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -141,26 +163,24 @@ def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch
     yield held, True
 
 
-def _gathered(pages: Iterator[Page], max_rows: int) -> Iterator[Page]:
-    """Put neighbouring pages together as long as they fit."""
-    held: list[Page] = []
-    for page in pages:
-        if held and sum(other.rows for other in held) + page.rows > max_rows:
-            yield _joined(held)
-        held.append(page)
-        del page  # nothing is held here while others work on what was yielded
-    if held:
-        yield _joined(held)
+class _Held:
+    """Neighbouring pieces that become one page."""
 
+    def __init__(self, max_rows: MaxRows) -> None:
+        self.pieces: list[Page] = []
+        self._max_rows = max_rows
 
-def _joined(held: list[Page]) -> Page:
-    """Make one page of some, and let go of them."""
-    pages = held.copy()
-    held.clear()
-    if len(pages) == 1:
-        return pages[0]
-    columns: Columns = {
-        name: list(chain.from_iterable(page.columns[name] for page in pages)) for name in pages[0].columns
-    }
-    completes = tuple(unit for page in pages for unit in page.completes)
-    return Page(columns, sum(page.rows for page in pages), pages[-1].position, completes)
+    def room(self) -> int:
+        """Return how many rows fit in beside those that are held."""
+        return max(0, min(self._max_rows(), PIECE_ROWS) - sum(piece.rows for piece in self.pieces))
+
+    def joined(self) -> Page:
+        """Make one page of the pieces, and let go of them."""
+        pieces, self.pieces = self.pieces, []
+        if len(pieces) == 1:
+            return pieces[0]
+        columns: Columns = {
+            name: list(chain.from_iterable(piece.columns[name] for piece in pieces)) for name in pieces[0].columns
+        }
+        completes = tuple(unit for piece in pieces for unit in piece.completes)
+        return Page(columns, sum(piece.rows for piece in pieces), pieces[-1].position, completes)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from criteo_provider.core.errors import CriteoSyncError, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen
 
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;[^,<]*\brel="?next"?')
 
@@ -78,14 +78,15 @@ class PagedHttpSource:
             return True
         return onward is not None and onward != at and bool(self._page(onward)[0])
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         """Yield the records behind ``position``, until a page is empty or names no next one."""
         at, entered = self._reached(position)
         while True:
             records, onward = self._page(at)
-            for start in range(entered, len(records), max_rows):
-                part = records[start : start + max_rows]
-                yield Page(self._as_columns(part), len(part), {"at": at, "rows": start + len(part)})
+            while entered < len(records):
+                part = records[entered : entered + max_rows()]
+                entered += len(part)
+                yield Page(self._as_columns(part), len(part), {"at": at, "rows": entered})
             if onward is None or not records:
                 return
             if onward == at:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from criteo_provider.core.errors import CriteoSyncError, SourceFailed
-from criteo_provider.core.ports import Json, Look, Page, Seen
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen
 from criteo_provider.sources import late_commits
 from criteo_provider.sources.cursor_values import decode_row, does_not_fit, encode_row, kind_of
 from criteo_provider.sources.folded import can_fold, folded
@@ -21,6 +21,8 @@ from criteo_provider.sources.rows import Row, Rows, fetched
 log = logging.getLogger(__name__)
 
 LOOK_ROWS = 50_000
+# Rows of one cursor value have to be on one page, whatever room there is for them.
+MOST_ALIKE = 50_000
 # Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
 # Read both ways before the pages that follow are read in the quicker one.
@@ -49,7 +51,7 @@ class SqlSource:
     tell late rows from known ones. Rows without a value in a cursor column are refused at the first reading
     and left out later, until they have one; rows stamped in the future wait for their time. From the second
     page on SQLite gives a page in one row, where a sample has shown that nothing else differs. Memory: one page
-    of ``max_rows`` rows.
+    of ``max_rows()`` rows.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class SqlSource:
         """Tell whether a row waits behind ``position``: one or two index look-ups."""
         return self._due(self._rows(self._decode(position), None, limit=1)) > 0
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
         if position is None:
             self._refuse_empty_cursors()
@@ -94,7 +96,7 @@ class SqlSource:
         read: Read = self._read_rows
         while more:
             after = self._decode(position)
-            rows, more = self._stretch(after, None, limit=max_rows, read=read)
+            rows, more = self._stretch(after, None, limit=max_rows(), read=read)
             if not rows:
                 return
             if more:
@@ -116,13 +118,13 @@ class SqlSource:
             return None
         return encode_row(oldest, self._cursor)
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: MaxRows) -> Generator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
         end, more = self._decode(upto), True
         read: Read = self._read_rows
         while more:
             after = self._decode(position)
-            rows, more = self._stretch(after, end, limit=max_rows, read=read)
+            rows, more = self._stretch(after, end, limit=max_rows(), read=read)
             if more:
                 read = self._quicker_than_rows(rows, after, end)
             reached = self._last_position(rows) if more else upto
@@ -160,7 +162,12 @@ class SqlSource:
         rows = self._rows(after, upto, limit=limit + 1, read=read)
         more = len(rows) > limit
         if more:
-            rows.cut(self._end_of_groups(rows))
+            end = self._end_of_groups(rows)
+            if not end:
+                rows = self._rows(after, upto, limit=MOST_ALIKE + 1, read=read)
+                end = self._end_of_first_group(rows)
+                more = end < len(rows)
+            rows.cut(end)
         if upto is None and (due := self._due(rows)) < len(rows):
             rows.cut(due)
             more = False
@@ -216,16 +223,25 @@ class SqlSource:
         return folded(self._kept[threading.get_ident()], statement, quoted)
 
     def _end_of_groups(self, rows: Rows) -> int:
-        """Return where the rows end that do not share the cursor value of the last one."""
+        """Return where the rows end that do not share the cursor value of the last one; 0 when all do."""
         width = len(self._cursor)
         following = rows.row(-1, width)
         for end in range(len(rows) - 1, 0, -1):
             if rows.row(end - 1, width) != following:
                 return end
-        raise SourceFailed(
-            f"{self._name}: more than {len(rows) - 1} rows share one value of the cursor "
-            f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
-        )
+        return 0
+
+    def _end_of_first_group(self, rows: Rows) -> int:
+        """Return where the rows end that share the cursor value of the first one."""
+        width = len(self._cursor)
+        first = rows.row(0, width)
+        end = next((at for at in range(1, len(rows)) if rows.row(at, width) != first), len(rows))
+        if end > MOST_ALIKE:
+            raise SourceFailed(
+                f"{self._name}: more than {MOST_ALIKE:,} rows share one value of the cursor "
+                f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
+            )
+        return end
 
     def _due(self, rows: Rows) -> int:
         """Return how many rows there are before those at the end that are stamped in the future."""

@@ -318,7 +318,7 @@ class Preflight:
             if of.entry.source.sql or of.entry.source.python:
                 source.is_ahead(position, seen)  # looks for the columns too
                 return
-            with closing(source.pages(position, max_rows=_RECORDS, seen=seen)) as pages:
+            with closing(source.pages(position, max_rows=lambda: _RECORDS, seen=seen)) as pages:
                 page = next(pages, None)
                 if of.entry.source.files:
                     next(pages, None)  # files that cannot be read are told behind those that can

@@ -8,7 +8,7 @@ from typing import cast
 
 from criteo_provider.core.errors import Misconfigured, SourceFailed
 from criteo_provider.core.model import StepPlan
-from criteo_provider.core.ports import Json, Look, Page, Seen, Source, Splits
+from criteo_provider.core.ports import Json, Look, MaxRows, Page, Seen, Source, Splits
 from criteo_provider.flow.backlog import Backlog
 from criteo_provider.flow.drain import Reader
 from criteo_provider.flow.enter import Enter, EntryPlan
@@ -176,13 +176,13 @@ class LazySource:
     def is_ahead(self, position: Json, seen: Seen) -> bool:
         return self._built.is_ahead(position, seen)
 
-    def pages(self, position: Json, *, max_rows: int, seen: Seen) -> Generator[Page]:
+    def pages(self, position: Json, *, max_rows: MaxRows, seen: Seen) -> Generator[Page]:
         return self._built.pages(position, max_rows=max_rows, seen=seen)
 
     def split_at(self, position: Json) -> Json:
         return cast("Splits", self._built).split_at(position)
 
-    def between(self, position: Json, upto: Json, *, max_rows: int) -> Generator[Page]:
+    def between(self, position: Json, upto: Json, *, max_rows: MaxRows) -> Generator[Page]:
         return cast("Splits", self._built).between(position, upto, max_rows=max_rows)
 
     def recheck(self, look: Look) -> Iterator[tuple[Page, Look | None]]:
