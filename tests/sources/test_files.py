@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,9 @@ def test_pieces_are_let_go_of_once_they_are_a_page(tmp_path: Path, monkeypatch: 
         held.append(sum(piece() is not None for piece in pieces))
     assert len(pieces) == 6
     assert held == [0, 0]
+    for _page in source(tmp_path).pages(None, max_rows=lambda: 5, seen=nothing_seen):
+        held.append(sum(piece() is not None for piece in pieces))
+    assert held[2:4] == [0, 0]  # nor is what is left of a piece that was cut
 
 
 def test_an_empty_file_is_finished_like_any_other(tmp_path: Path) -> None:
@@ -320,7 +324,11 @@ def test_pages_are_as_large_as_there_is_room_whatever_the_files(tmp_path: Path, 
         first += count
     ledger = Ledger()
     while source(tmp_path).is_ahead(ledger.position, ledger.seen):
-        for page in source(tmp_path).pages(ledger.position, max_rows=lambda: dice.randint(1, 7), seen=ledger.seen):
+        room = [dice.randint(1, 7)]
+        for page in source(tmp_path).pages(ledger.position, max_rows=partial(room.__getitem__, -1), seen=ledger.seen):
+            left = first - len(ledger.ids)
+            assert page.rows == min(room[-1], left)
+            room.append(dice.randint(1, 7))
             ledger.position = page.position
             ledger.finished |= set(page.completes)
             ledger.ids += [str(value) for value in page.columns["id"]]

@@ -93,21 +93,47 @@ def test_a_new_row_is_seen_on_the_kept_connection(db: Database) -> None:
     assert source.is_ahead(page.position, nothing_seen)
 
 
-def test_rows_of_one_cursor_value_stay_on_one_page(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cursor that is not unique loses nothing at the edge of a page, and too many twins are a clear error.
-
-    What is a page's worth does not depend on how much room somebody has left for the next one.
-    """
+def test_rows_of_one_cursor_value_stay_on_one_page(db: Database) -> None:
+    """A cursor that is not unique loses nothing at the edge of a page, and too many twins are a clear error."""
     db.run("CREATE TABLE people (stamp INTEGER, id INTEGER)")
     db.run(*(f"INSERT INTO people VALUES ({n // 3}, {n})" for n in range(9)))
     source = db.source("SELECT * FROM people", cursor=["stamp"], columns=["id"])
     assert [page.rows for page in pages(source, max_rows=5)] == [3, 3, 3]
-    assert [page.rows for page in pages(source, max_rows=2)] == [3, 3, 3]
-    monkeypatch.setattr(sql, "MOST_ALIKE", 3)
-    assert sorted(n for page in pages(source, max_rows=2) for n in page.columns["id"]) == list(range(9))
-    monkeypatch.setattr(sql, "MOST_ALIKE", 2)
     with pytest.raises(SourceFailed, match=r"more than 2 rows share one value of the cursor \(stamp\)"):
-        list(pages(source, max_rows=1))
+        list(pages(source, max_rows=2))
+
+
+@pytest.mark.parametrize("upto", [None, [2]])
+def test_twins_come_together_though_little_room_is_left(db: Database, upto: list[int] | None) -> None:
+    """How many rows may share a value is told by a whole page, not by what is left of one; and no row beside them."""
+    db.run("CREATE TABLE people (stamp INTEGER, id INTEGER)")
+    db.run(*(f"INSERT INTO people VALUES ({n // 3}, {n})" for n in range(9)))
+    source = db.source("SELECT * FROM people", cursor=["stamp"], columns=["id"])
+    room, given = iter([3, 1, 2, 3, 3]), []
+    asked = lambda: next(room)  # noqa: E731 - once for each page
+    forward = source.pages(None, max_rows=asked, seen=nothing_seen)
+    for page in forward if upto is None else source.between(None, [*upto], max_rows=asked):
+        given.append(page)
+    assert [page.rows for page in given if page.rows] == [3, 3, 3]
+    assert sorted(n for page in given for n in page.columns["id"]) == list(range(9))
+    assert given[-1].position == [2]
+
+
+def test_twins_that_move_on_while_they_are_read_hide_nobody(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows stamped anew between two questions leave those behind them to be read, and come with their new stamp."""
+    db.run("CREATE TABLE people (stamp INTEGER, id INTEGER)")
+    db.run(*(f"INSERT INTO people VALUES ({n // 3}, {n})" for n in range(9)))
+    source = db.source("SELECT * FROM people", cursor=["stamp"], columns=["id"])
+    first_alike = source._first_alike
+
+    def stamped_anew_before(*words: Any) -> Rows:
+        db.run("UPDATE people SET stamp = 7 WHERE stamp = 1")
+        return first_alike(*words)
+
+    monkeypatch.setattr(source, "_first_alike", stamped_anew_before)
+    room = iter([3, 1, 3, 3, 3])
+    given = [n for page in source.between(None, [2], max_rows=lambda: next(room)) for n in page.columns["id"]]
+    assert sorted(given) == [0, 1, 2, 6, 7, 8]
 
 
 def test_a_cursor_may_be_given_one_more_column(db: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 from sqlalchemy import func, select, update
 
@@ -39,6 +41,25 @@ def test_a_chunk_is_not_cut_for_a_little_room(world: World) -> None:
     assert sizes == [45_001, 10_000]
     with world.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(part)).scalar() == 2
+
+
+@pytest.mark.parametrize("fresh_turn", [False, True])
+def test_a_chunk_too_large_for_any_request_is_not_passed_over(world: World, *, fresh_turn: bool) -> None:
+    """More people had an address than those before: whose turn it is goes, all that fits of them, not who fits well."""
+    world.declare(canvas("vip", step("add")))
+    if fresh_turn:
+        with world.engine.begin() as connection:
+            connection.execute(update(audience).values(served=FRESH_TURN - 1))
+    sizes = [50_000, 50_000, 50_010] if fresh_turn else [50_010, 50_000, 50_000]
+    people = iter(range(150_010))
+    for size in sizes:
+        world.enter("vip", crowd([*islice(people, size)]))
+    first = world.claim()
+    assert first is not None
+    assert first.identifiers == 50_000
+    assert set(world.sent(first)) <= set(map(digest, range(100_000, 150_010) if fresh_turn else range(50_010)))
+    claimed = [first, *iter(world.claim, None)]
+    assert sorted(value for one in claimed for value in world.sent(one)) == sorted(map(digest, range(150_010)))
 
 
 @pytest.mark.parametrize("fresh_turn", [False, True])

@@ -17,7 +17,7 @@ from criteo_provider.core.eligibility import Rule
 from criteo_provider.core.errors import LostClaim, SourceFailed
 from criteo_provider.core.model import MAX_IDENTIFIERS, SealedPeople, StepPlan
 from criteo_provider.core.ports import Columns, CursorHold, Json, Look, Page, Source, Splits
-from criteo_provider.flow.filling import Filling, rows_for
+from criteo_provider.flow.filling import Filling
 from criteo_provider.flow.hands import Hands, OwnHands
 from criteo_provider.flow.packing import FieldColumn, packed
 
@@ -111,7 +111,6 @@ class _Gathered:
     keys: list[Sequence[str]] = field(default_factory=list)
     columns: dict[str, list[Sequence[object]]] = field(default_factory=dict)
     people: int = 0
-    rows: int = 0
     position: Json = None
     units: list[str] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
@@ -121,10 +120,6 @@ class _Gathered:
     def is_full(self) -> bool:
         """Whether what it lacks is not worth another page."""
         return self.people >= self.wanted * FULL_ENOUGH
-
-    def most_rows(self) -> int:
-        """How many rows of a page are likely to fit."""
-        return rows_for(max(1, self.wanted - self.people), people=self.people, of_rows=self.rows)
 
 
 _Packing = tuple[_Gathered, Callable[[], SealedPeople]]
@@ -179,7 +174,7 @@ class Enter:
     ) -> None:
         self._plan, self._source, self._ledger, self._aside = plan, source, ledger, aside
         self._now_us, self._owner, self._hands = now_us, owner, hands or OwnHands()
-        self._filling = Filling()
+        self._filling = Filling({field for step in plan.steps for field in step.fields})
         self._gathered = self._begun()
         self.done = Entered()
 
@@ -237,7 +232,7 @@ class Enter:
             self._enter(pages, hold, done, stop)
 
     def _max_rows(self) -> int:
-        return self._gathered.most_rows()
+        return self._filling.rows_for(max(1, self._gathered.wanted - self._gathered.people))
 
     def _begun(self) -> _Gathered:
         self._gathered = _Gathered(self._filling.people)
@@ -258,6 +253,7 @@ class Enter:
             for page in pages:
                 done.rows += page.rows
                 keys, columns = self._eligible(page.columns, done)
+                self._filling.read(page.rows, eligible=len(keys))
                 if gathered.pages and gathered.people + len(keys) > gathered.wanted:
                     sealing.hand_over(gathered)
                     gathered = self._begun()
@@ -293,7 +289,7 @@ class Enter:
             looks=gathered.looks,
             now_us=self._now_us(),
         )
-        self._filling.learn(people)
+        self._filling.sealed(people)
         self._count(done, people)
         return hold
 
@@ -378,7 +374,6 @@ def _gather(gathered: _Gathered, page: Page, keys: Sequence[str], columns: Mappi
         gathered.since_s = time.monotonic()
     gathered.pages += 1
     gathered.people += len(keys)
-    gathered.rows += page.rows
     gathered.keys.append(keys)
     for name, column in columns.items():
         gathered.columns.setdefault(name, []).append(column)

@@ -136,22 +136,20 @@ class FilesSource:
 def _cut(batch: Batch, unit: str, progress: dict[str, int], room: MaxRows, *, is_last: bool) -> Iterator[Page]:
     """Make pages of some rows of a file that fit into what is being put together, and note that they were given."""
     # What cannot become values is not given, and no later page may say that it was.
-    columns: Columns | None = batch.columns()
-    given = 0
-    while columns is not None:
-        upto = min(given + room(), batch.rows)
-        progress[unit] = progress.get(unit, 0) + upto - given
-        cut = [_between(columns, given, upto, of=batch.rows)]
-        first, given, columns = given, upto, columns if upto < batch.rows else None
-        completes = (unit,) if is_last and columns is None else ()
+    rest, left = batch.columns(), batch.rows
+    while True:
+        rows = min(room(), left)
+        left -= rows
+        cut = [rest] if not left else [{name: values[:rows] for name, values in rest.items()}]
+        rest = {name: values[rows:] for name, values in rest.items()} if left else {}
+        progress[unit] = progress.get(unit, 0) + rows
+        completes = (unit,) if is_last and not left else ()
         if completes:
             del progress[unit]
-        # Nothing is held here while others work on what is yielded.
-        yield Page(cut.pop(), upto - first, dict(progress), completes)
-
-
-def _between(columns: Columns, first: int, last: int, *, of: int) -> Columns:
-    return columns if last - first == of else {name: values[first:last] for name, values in columns.items()}
+        # Nothing of it is held here while others work on what is yielded.
+        yield Page(cut.pop(), rows, dict(progress), completes)
+        if not left:
+            return
 
 
 def _with_last(nothing: Batch, batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

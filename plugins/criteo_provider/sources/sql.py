@@ -21,8 +21,6 @@ from criteo_provider.sources.rows import Row, Rows, fetched
 log = logging.getLogger(__name__)
 
 LOOK_ROWS = 50_000
-# Rows of one cursor value have to be on one page, whatever room there is for them.
-MOST_ALIKE = 50_000
 # Who came shortly before a source was split is fresh, too; more rows stamped in the future than that, and it is not.
 NEWEST_ROWS = 1_000
 # Read both ways before the pages that follow are read in the quicker one.
@@ -92,11 +90,12 @@ class SqlSource:
         """Yield pages behind ``position`` until dry; those that may get late rows carry a look."""
         if position is None:
             self._refuse_empty_cursors()
-        more = True
+        more, most = True, 0
         read: Read = self._read_rows
         while more:
-            after = self._decode(position)
-            rows, more = self._stretch(after, None, limit=max_rows(), read=read)
+            after, limit = self._decode(position), max_rows()
+            most = max(most, limit)
+            rows, more = self._stretch(after, None, limit=limit, most_alike=most, read=read)
             if not rows:
                 return
             if more:
@@ -120,11 +119,12 @@ class SqlSource:
 
     def between(self, position: Json, upto: Json, *, max_rows: MaxRows) -> Generator[Page]:
         """Yield the rows in (``position``, ``upto``]; what is committed late behind the last of them is looked for."""
-        end, more = self._decode(upto), True
+        end, more, most = self._decode(upto), True, 0
         read: Read = self._read_rows
         while more:
-            after = self._decode(position)
-            rows, more = self._stretch(after, end, limit=max_rows(), read=read)
+            after, limit = self._decode(position), max_rows()
+            most = max(most, limit)
+            rows, more = self._stretch(after, end, limit=limit, most_alike=most, read=read)
             if more:
                 read = self._quicker_than_rows(rows, after, end)
             reached = self._last_position(rows) if more else upto
@@ -137,7 +137,7 @@ class SqlSource:
         after, upto, more = late_commits.after(look), self._decode(look.upto), True
         new_marks: list[bytes] = []
         while more and not new_marks:
-            rows, more = self._stretch(self._decode(after), upto, limit=LOOK_ROWS)
+            rows, more = self._stretch(self._decode(after), upto, limit=LOOK_ROWS, most_alike=LOOK_ROWS)
             found = self._marks(rows, len(upto or self._cursor))
             indexes = late_commits.unmarked(found, look.marks)
             new_marks = [found[index] for index in indexes]
@@ -155,19 +155,23 @@ class SqlSource:
         _close(self._kept)
 
     def _stretch(
-        self, after: Row | None, upto: Row | None, *, limit: int, read: Read | None = None
+        self, after: Row | None, upto: Row | None, *, limit: int, most_alike: int, read: Read | None = None
     ) -> tuple[Rows, bool]:
-        """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together."""
+        """Read up to ``limit`` rows and tell whether more follow; rows of one cursor value stay together.
+
+        Those may be as many as ever had room on a page, however little room is left on this one.
+        """
         # One row more than wanted shows where the next page begins.
         rows = self._rows(after, upto, limit=limit + 1, read=read)
         more = len(rows) > limit
         if more:
             end = self._end_of_groups(rows)
-            if not end:
-                rows = self._rows(after, upto, limit=MOST_ALIKE + 1, read=read)
-                end = self._end_of_first_group(rows)
-                more = end < len(rows)
-            rows.cut(end)
+            if end:
+                rows.cut(end)
+            else:
+                rows = self._first_alike(after, rows, most_alike, read)
+                if not rows:  # all of them were changed since: there are others first now
+                    return self._stretch(after, upto, limit=limit, most_alike=most_alike, read=read)
         if upto is None and (due := self._due(rows)) < len(rows):
             rows.cut(due)
             more = False
@@ -231,17 +235,15 @@ class SqlSource:
                 return end
         return 0
 
-    def _end_of_first_group(self, rows: Rows) -> int:
-        """Return where the rows end that share the cursor value of the first one."""
-        width = len(self._cursor)
-        first = rows.row(0, width)
-        end = next((at for at in range(1, len(rows)) if rows.row(at, width) != first), len(rows))
-        if end > MOST_ALIKE:
+    def _first_alike(self, after: Row | None, rows: Rows, most: int, read: Read | None) -> Rows:
+        """Read all rows up to the cursor value of the first one, so that they are on one page."""
+        alike = self._rows(after, rows.row(0, len(self._cursor)), limit=most + 1, read=read)
+        if len(alike) > most:
             raise SourceFailed(
-                f"{self._name}: more than {MOST_ALIKE:,} rows share one value of the cursor "
+                f"{self._name}: more than {most} rows share one value of the cursor "
                 f"({', '.join(self._cursor)}); add a column that makes it unique, usually the primary key"
             )
-        return end
+        return alike
 
     def _due(self, rows: Rows) -> int:
         """Return how many rows there are before those at the end that are stamped in the future."""

@@ -274,7 +274,10 @@ def _parts(connection: Connection, lane: Lane, terms: ClaimTerms, now_us: int, *
 
 
 def _fill(connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Take what fits into a request, and then the beginning of what does not, if much room is left."""
+    """Take what fits into a request, and then the beginning of what does not, if much room is left.
+
+    Whose turn it is goes first, also when that alone is more than fits.
+    """
     taken, too_large, room = [], [], MAX_IDENTIFIERS
     for row in rows:
         if row.identifiers <= room:
@@ -282,6 +285,8 @@ def _fill(connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
             room -= row.identifiers
         else:
             too_large.append(row)
+    if rows and rows[0].identifiers > MAX_IDENTIFIERS:
+        taken, too_large, room = [], [rows[0]], MAX_IDENTIFIERS
     if too_large and room >= WORTH_CUTTING:
         people, _ = cut(spans_from_text(too_large[0].spans), room)
         taken.append(split(connection, too_large[0], people, {}))
