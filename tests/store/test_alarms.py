@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sqlalchemy import event
+
 from criteo_provider.core.outcome import AccessLost, Unavailable
 from tests.world import World, canvas, crowd, step
 
@@ -44,6 +48,27 @@ def test_who_is_in_flight_is_late_still(world: World) -> None:
     assert look(world) == []
     world.settle(claimed, AWAY)
     assert look(world) == []
+
+
+def test_an_answer_in_the_middle_of_a_look_hides_nobody(postgres_url: str) -> None:
+    """Whoever goes back from in flight to open while it is looked who is late was late all the while."""
+    world = World(postgres_url)
+    world.declare(canvas("vip", step("add")))
+    world.enter("vip", crowd([1]))
+    world.pass_time(LATE_AFTER_S + 1)
+    assert [is_broken for _, is_broken in look(world)] == [True]
+    claimed = [world.claim()]
+
+    def settle(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "JOIN stage ON stage.id = part.stage_id" in statement and claimed:
+            request = claimed.pop()
+            assert request is not None
+            world.settle(request, AWAY)
+
+    event.listen(world.engine, "after_cursor_execute", settle)
+    assert look(world) == []
+    assert not claimed
+    world.close()
 
 
 def test_why_users_are_late(world: World) -> None:

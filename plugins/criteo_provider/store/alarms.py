@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, select, union_all, update
 
 from criteo_provider.core.model import PartState
 from criteo_provider.store.engine import in_turn
@@ -93,18 +93,18 @@ def _late(connection: Connection, before_us: int) -> dict[str, str]:
     Who is in flight is pending: another try does not end lateness, its answer may.
     """
     late: dict[str, str | None] = {}
-    # One at a time: each state has an index of its own.
-    for state in (PartState.OPEN, PartState.CLAIMED):
-        query = (
-            select(step.c.canvas_id, func.max(part.c.reason).label("reason"))
-            .join(step, step.c.id == part.c.step_id)
-            .join(audience, audience.c.id == part.c.audience_id)
-            .join(stage, stage.c.id == part.c.stage_id)
-            .where(part.c.state == state, stage.c.enters_us < before_us, at_work(), ~troubled())
-            .group_by(step.c.canvas_id)
-        )
-        for row in connection.execute(query):
-            late[row.canvas_id] = late.get(row.canvas_id) or row.reason
+    # Each state has an index of its own. One statement: an answer between two would hide whom it opens again.
+    queries = [
+        select(step.c.canvas_id, func.max(part.c.reason).label("reason"))
+        .join(step, step.c.id == part.c.step_id)
+        .join(audience, audience.c.id == part.c.audience_id)
+        .join(stage, stage.c.id == part.c.stage_id)
+        .where(part.c.state == state, stage.c.enters_us < before_us, at_work(), ~troubled())
+        .group_by(step.c.canvas_id)
+        for state in (PartState.OPEN, PartState.CLAIMED)
+    ]
+    for row in connection.execute(union_all(*queries)):
+        late[row.canvas_id] = late.get(row.canvas_id) or row.reason
     return {
         canvas_id: f"The last answer: {reason}" if reason else "Nothing has been sent yet."
         for canvas_id, reason in late.items()
