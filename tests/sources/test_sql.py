@@ -109,8 +109,7 @@ def test_twins_come_together_though_little_room_is_left(db: Database, upto: list
     db.run("CREATE TABLE people (stamp INTEGER, id INTEGER)")
     db.run(*(f"INSERT INTO people VALUES ({n // 3}, {n})" for n in range(9)))
     source = db.source("SELECT * FROM people", cursor=["stamp"], columns=["id"])
-    room, given = iter([3, 1, 2, 3, 3]), []
-    asked = lambda: next(room)  # noqa: E731 - once for each page
+    asked, given = iter([3, 1, 2, 3, 3]).__next__, []  # once for each page
     forward = source.pages(None, max_rows=asked, seen=nothing_seen)
     for page in forward if upto is None else source.between(None, [*upto], max_rows=asked):
         given.append(page)

@@ -13,6 +13,12 @@ from criteo_provider.store.schema import audience, part
 from tests.world import World, canvas, crowd, digest, step
 
 
+def begin_with_the_newest(world: World) -> None:
+    """Let the next claim be one that begins with the newest chunk."""
+    with world.engine.begin() as connection:
+        connection.execute(update(audience).values(served=FRESH_TURN - 1))
+
+
 def test_small_chunks_are_merged_and_a_big_one_fills_the_request(world: World) -> None:
     """A request takes small chunks of one audience together, and of what is too large for the rest the beginning."""
     world.declare(canvas("vip", step("add")))
@@ -48,8 +54,7 @@ def test_a_chunk_too_large_for_any_request_is_not_passed_over(world: World, *, f
     """More people had an address than those before: whose turn it is goes, all that fits of them, not who fits well."""
     world.declare(canvas("vip", step("add")))
     if fresh_turn:
-        with world.engine.begin() as connection:
-            connection.execute(update(audience).values(served=FRESH_TURN - 1))
+        begin_with_the_newest(world)
     sizes = [50_000, 50_000, 50_010] if fresh_turn else [50_010, 50_000, 50_000]
     people = iter(range(150_010))
     for size in sizes:
@@ -67,8 +72,7 @@ def test_a_rule_that_lets_few_through_does_not_leave_requests_half_empty(world: 
     """Chunks of 30,000 people each go out in full requests, whichever end of the backlog is begun with."""
     world.declare(canvas("vip", step("add")))
     if fresh_turn:
-        with world.engine.begin() as connection:
-            connection.execute(update(audience).values(served=FRESH_TURN - 1))
+        begin_with_the_newest(world)
     for first in range(0, 150_000, 30_000):
         world.enter("vip", crowd(range(first, first + 30_000)))
     claimed = list(iter(world.claim, None))

@@ -278,6 +278,8 @@ def _fill(connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
 
     Whose turn it is goes first, also when that alone is more than fits.
     """
+    if rows and rows[0].identifiers > MAX_IDENTIFIERS:
+        return [_beginning(connection, rows[0], MAX_IDENTIFIERS)]
     taken, too_large, room = [], [], MAX_IDENTIFIERS
     for row in rows:
         if row.identifiers <= room:
@@ -285,12 +287,15 @@ def _fill(connection: Connection, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
             room -= row.identifiers
         else:
             too_large.append(row)
-    if rows and rows[0].identifiers > MAX_IDENTIFIERS:
-        taken, too_large, room = [], [rows[0]], MAX_IDENTIFIERS
     if too_large and room >= WORTH_CUTTING:
-        people, _ = cut(spans_from_text(too_large[0].spans), room)
-        taken.append(split(connection, too_large[0], people, {}))
+        taken.append(_beginning(connection, too_large[0], room))
     return taken
+
+
+def _beginning(connection: Connection, row: Row[Any], identifiers: int) -> Row[Any]:
+    """Make a part of its own of the first people of one."""
+    people, _ = cut(spans_from_text(row.spans), identifiers)
+    return split(connection, row, people, {})
 
 
 def _take(
